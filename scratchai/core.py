@@ -100,10 +100,11 @@ def show_image(
 ): # The axes
     "Show one picture, without ticks"
     im,ax = _to_hwc(im),ifnone(ax, ctx)
-    if ax is None: _,ax = plt.subplots(figsize=figsize or (2.5*im.shape[1]/max(im.shape[:2]), 2.5*im.shape[0]/max(im.shape[:2])))
+    h,w = im.shape[:2]
+    if ax is None: ax = plt.subplots(figsize=figsize or (2.5*w/max(h,w), 2.5*h/max(h,w)))[1]
     if im.ndim==2: kwargs.setdefault('cmap', 'gray')
     ax.imshow(im, **kwargs)
-    if title is not None: ax.set_title(str(title))
+    if title is not None: ax.set_title(str(title), fontsize=10)
     ax.axis('off')
     return ax
 

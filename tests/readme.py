@@ -13,6 +13,7 @@ def readme()->str:
     for c in nb.cells: c.source = re.sub(r'(?m)^#\|.*\n', '', c.source)
     text = MarkdownExporter().from_notebook_node(nb)[0]
     text = re.sub(r'(\]\(|src=")(?=images/|\w+\.ipynb)', r'\1nbs/', text)
+    text = text.replace('](../', '](')
     return '<!-- Made from nbs/index.ipynb by `make readme`. -->\n\n'+re.sub(r'\n{3,}', '\n\n', text).strip()+'\n'
 
 if __name__=='__main__':
