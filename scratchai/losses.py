@@ -19,9 +19,8 @@ def logsumexp(
 )->Tensor: # `x` without `dim`
     "`log(sum(exp(x)))` for numbers of any size; a row of `-inf` has gradient 0"
     m = x.detach().amax(dim, keepdim=True)
-    s = (x - m.masked_fill(m.isinf(), 0)).exp().sum(dim, keepdim=True)
-    res = s.masked_fill(m==-torch.inf, 1).log() + m
-    return res if keepdim else res.squeeze(dim)
+    s = (x - m.nan_to_num(torch.nan)).exp().sum(dim, keepdim=keepdim)
+    return s.clamp(min=1).log() + (m if keepdim else m.squeeze(dim))
 
 # %% ../nbs/05_losses.ipynb #60457642
 def log_softmax(
@@ -41,12 +40,11 @@ def _reduce(losses, n, reduction):
     if reduction=='none': return losses
     return losses.sum() if reduction=='sum' else losses.sum()/n
 
-def _even(log_ps, targ, weight, ignore_index, reduction, dim):
-    "The loss if each class were the target, averaged over the classes"
+def _every(log_ps, targ, weight, ignore_index, reduction, dim):
+    "The log-probabilities of all classes, summed, and averaged over the items that count"
     keep = targ!=ignore_index
-    losses = torch.where(keep, _total(log_ps, weight, dim)/-log_ps.shape[dim], 0.)
     n = keep if weight is None else weight[targ*keep]*keep
-    return _reduce(losses, n.sum(), reduction)
+    return _reduce(torch.where(keep, _total(log_ps, weight, dim), 0.), n.sum(), reduction)
 
 # %% ../nbs/05_losses.ipynb #fe622e92
 def _soft(log_ps, q, weight, eps, reduction, dim):
@@ -57,7 +55,8 @@ def _soft(log_ps, q, weight, eps, reduction, dim):
 def _hard(log_ps, targ, weight, ignore_index, eps, reduction, dim):
     "Cross-entropy with class indices as target, smoothed"
     loss = F.nll_loss(log_ps, targ, weight, ignore_index=ignore_index, reduction=reduction)
-    return loss if eps==0 else (1-eps)*loss + eps*_even(log_ps, targ, weight, ignore_index, reduction, dim)
+    if eps==0: return loss
+    return torch.add(loss*(1-eps), _every(log_ps, targ, weight, ignore_index, reduction, dim), alpha=-eps/log_ps.shape[dim])
 
 # %% ../nbs/05_losses.ipynb #c0a0791d
 def _explain_targ(pred, targ, c, ignore_index):
@@ -74,8 +73,8 @@ def _explain_targ(pred, targ, c, ignore_index):
 # %% ../nbs/05_losses.ipynb #3e235b6d
 def _explain(pred, targ, weight=None, ignore_index=-100):
     "Raise the sentence for what a kernel has just refused; return if we know none"
-    if not isinstance(pred, Tensor) or not isinstance(targ, Tensor):
-        raise TypeError(f"Predictions and targets must be tensors, got {type(pred).__name__} and {type(targ).__name__}.") from None
+    for k,o in dict(pred=pred, targ=targ, weight=pred if weight is None else weight).items():
+        if not isinstance(o, Tensor): raise TypeError(f"The {k} must be a tensor, got {type(o).__name__}.") from None
     c = pred.shape[min(1, pred.ndim-1)]
     if not targ.is_floating_point() or targ.shape!=pred.shape: _explain_targ(pred, targ, c, ignore_index)
     if weight is not None and (weight.shape!=(c,) or weight.dtype!=pred.dtype):
@@ -105,7 +104,7 @@ def cross_entropy(
     if not 0<=label_smoothing<=1: raise ValueError(f"`label_smoothing` is a share from 0 to 1, got {label_smoothing}.")
     if reduction not in ('mean','sum','none'): raise ValueError(f"`reduction` is 'mean', 'sum' or 'none', got {reduction!r}.")
     try:
-        dim,half = min(1, pred.ndim-1),torch.is_autocast_enabled(pred.device.type) and pred.dtype.itemsize<4
+        dim,half = min(1, pred.ndim-1),pred.dtype.itemsize<4 and torch.is_autocast_enabled(pred.device.type)
         log_ps = torch.log_softmax(pred, dim, dtype=torch.float32 if half else None)
         if targ.is_floating_point() and targ.shape==pred.shape: return _soft(log_ps, targ, weight, label_smoothing, reduction, dim)
         return _hard(log_ps, targ, weight, ignore_index, label_smoothing, reduction, dim)
