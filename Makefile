@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help train test docs bench readme
+.PHONY: help train test docs bench readme outputs
 help:
 	@echo 'make train   train a model on the best data at hand (ARGS="--epochs 20" passes options on; ARGS=--help lists them)'
 	@echo 'make test    run every chapter and every check'
+	@echo 'make outputs run NB=nbs/05_losses.ipynb and store what it prints'
 	@echo 'make readme  write README.md from nbs/index.ipynb'
 	@echo 'make docs    build the documentation site (needs Quarto)'
 	@echo 'make bench   measure against fastai and PyTorch (installs them in .venv-bench; DATA=folder in Imagenette layout)'
@@ -29,6 +30,8 @@ test: .venv/dev
 	@$(BIN)/python tests/run.py $(ARGS)
 readme: .venv/dev
 	@$(BIN)/python tests/readme.py --write
+outputs: .venv/dev
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/outputs.py $(NB)
 docs: .venv/dev
 	@command -v quarto >/dev/null || { echo 'The documentation site is built by Quarto, which is not installed: see https://quarto.org, then run make docs again.'; exit 2; }
 	@$(BIN)/nbdev-docs
