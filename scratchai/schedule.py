@@ -8,10 +8,10 @@ __all__ = ['SchedLin', 'SchedCos', 'SchedExp', 'SchedNo', 'sched_lin', 'sched_co
            'FlatCos', 'SGDR', 'LRFinder', 'minimum', 'steep', 'valley', 'slide', 'SuggestionMethod']
 
 # %% ../nbs/08_schedule.ipynb #576a72c0
-import math,random
+import math,random,signal,threading
 from bisect import bisect_right
 from collections import deque,namedtuple
-from contextlib import contextmanager,nullcontext
+from contextlib import contextmanager
 from functools import partial
 
 import matplotlib.pyplot as plt,numpy as np,torch
@@ -129,7 +129,10 @@ class ParamScheduler(Callback):
     ): self.scheds = scheds
     def before_batch(self): self._update(self.pct_train)
     def _update(self, pos):
-        for k,f in self.scheds.items(): self.opt.set_hyper(k, _value(f, pos))
+        for k,f in self.scheds.items():
+            self.opt.set_hyper(k, _value(f, pos))
+            v = [h[k] for h in self.opt.hypers]
+            self.hps[k].append(v[0] if len(v)==1 else v)
 
 # %% ../nbs/08_schedule.ipynb #7153e434
 @patch
@@ -141,12 +144,6 @@ def before_fit(self:ParamScheduler):
     if not hasattr(self.learn, 'recorder'): return
     if self is first(cb for cb in self.learn.cbs if isinstance(cb, ParamScheduler)): self.recorder.hps = {}
     self.recorder.hps.update(self.hps)
-
-@patch
-def after_batch(self:ParamScheduler):
-    for k,o in self.hps.items():
-        v = [h[k] for h in self.opt.hypers]
-        o.append(v[0] if len(v)==1 else v)
 
 # %% ../nbs/08_schedule.ipynb #cf59ab6b
 class _RateScheduler(ParamScheduler):
@@ -293,7 +290,6 @@ def before_validate(self:LRFinder): raise CancelValidException
 # %% ../nbs/08_schedule.ipynb #d8b8c410
 @patch
 def after_batch(self:LRFinder):
-    super(LRFinder, self).after_batch()
     if self.learn.loss is not None: self._record(self.hps['lr'][-1], self.learn.loss.item())
     lost = self.losses and not self.losses[-1] <= self.best + 3*abs(self.best)
     if len(self.hps['lr'])>=self.num_it or (self.stop_div and lost): raise CancelFitException
@@ -375,15 +371,24 @@ def _snapshot(learn):
     return undo
 
 # %% ../nbs/08_schedule.ipynb #182cdf23
+@contextmanager
+def _ctrl_c_waits():
+    old,waiting = signal.getsignal(signal.SIGINT),[]
+    if not callable(old) or threading.current_thread() is not threading.main_thread(): old = None
+    if old: signal.signal(signal.SIGINT, lambda *args: waiting.append(args))
+    try: yield
+    finally:
+        if old: signal.signal(signal.SIGINT, old)
+    if waiting: old(*waiting[0])
+
 @patch
 @contextmanager
 def no_trace(self:Learner):
     "At the end of the `with` block, whatever ended it, the learner and all that training changes are as they were"
-    undo,guard = _snapshot(self),nullcontext() if self.busy else self.sigint
+    undo = _snapshot(self)
     try: yield self
     finally:
-        with guard:
-            self.sigint.busy = True
+        with _ctrl_c_waits():
             for f in undo: f()
 
 # %% ../nbs/08_schedule.ipynb #fb5d66f3
@@ -450,7 +455,10 @@ def _suggester(f):
     if str(f).lower() in have: return getattr(SuggestionMethod, f.capitalize())
     raise ValueError(f'There is no rule {f!r} to suggest a learning rate: choose from {", ".join(have)}, or pass a function.')
 
-def _rule_name(f): return getattr(getattr(f, 'func', f), '__name__', 'custom')
+def _rule_name(f):
+    n = getattr(getattr(f, 'func', f), '__name__', '')
+    return n if n.isidentifier() else 'own'
+
 
 # %% ../nbs/08_schedule.ipynb #d6320bb2
 @patch
@@ -459,7 +467,7 @@ def suggest(self:LRFinder,
 )->dict: # `(rate, point)` by name of the rule
     "What each rule makes of the search"
     pts = [(lr,o) for lr,o in zip(self.rates, self.losses) if math.isfinite(o)]
-    if not pts: raise ValueError(f'The loss was not a number from the first batch on, at a rate of {self.start_lr}: look at the data, the model and the loss.')
+    if not pts: raise ValueError(f'No finite loss was seen in the {len(self.hps["lr"])} batches of this search, so no rate can be suggested: look at data, model and loss.')
     cut = pts[self.num_it//10:-5] or pts
     lrs,losses = torch.tensor(cut, dtype=torch.float64).T
     return {_rule_name(f):f(lrs, losses, self.num_it) for f in map(_suggester, funcs)}
