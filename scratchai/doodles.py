@@ -6,7 +6,7 @@
 __all__ = ['class_names', 'hsv', 'tint', 'Canvas', 'curve', 'doodle', 'doodles']
 
 # %% ../nbs/01_doodles.ipynb #abe2426e
-import colorsys,json,math,os,random,shutil,tempfile,warnings
+import colorsys,json,math,random,shutil,tempfile,warnings
 import multiprocessing as mp
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ def tint(
     "`col`, lightened or darkened"
     return tuple(round(o+(255-o)*by if by>0 else o*(1+by)) for o in col)
 
-# %% ../nbs/01_doodles.ipynb #81847f77
+# %% ../nbs/01_doodles.ipynb #42dfb451
 class Canvas:
     "A picture and the mask of its object, drawn at twice their size in coordinates from -1 to 1"
     def __init__(self,
@@ -45,9 +45,15 @@ class Canvas:
         self.pose = np.array([[1,1], [1,0], [0,1]])*float(size) # where (0,0) lies; one step right; one step down
         lean,(y,x) = self.r.uniform(-.8,.8),np.mgrid[-1:1:32j,-1:1:32j]
         self.ramp = Image.fromarray((127.5+127*(y+lean*x)/(1+abs(lean))).astype(np.uint8))
-    def u(self, lo=0., hi=1.): return self.r.uniform(lo,hi)
-    def pick(self, *opts): return self.r.choice(opts)
-    def paint(self, s=(.35,.9), v=(.35,.95)): return hsv(self.u(), self.u(*s), self.u(*v))
+    def u(self, lo=0., hi=1.):
+        "A number between `lo` and `hi`"
+        return self.r.uniform(lo,hi)
+    def pick(self, *opts):
+        "One of `opts`"
+        return self.r.choice(opts)
+    def paint(self, s=(.35,.9), v=(.35,.95), usual=None):
+        "Any colour; where there are `usual` hues, mostly one of them"
+        return hsv(self.pick(*usual)+self.u(-.02,.02) if usual and self.u()<.65 else self.u(), self.u(*s), self.u(*v))
 
 # %% ../nbs/01_doodles.ipynb #f68adead
 @patch
@@ -106,21 +112,26 @@ def line(self:Canvas, pts, col, w=.03, **kwargs):
     self.stamp(pts, draw, w, col, **kwargs)
 
 # %% ../nbs/01_doodles.ipynb #81e4acf2
-def curve(pts, closed=False, n=6):
+def curve(
+    pts, # Points `(n, 2)`
+    closed:bool=False, # Join the last to the first?
+    n:int=6, # Points that replace each
+)->np.ndarray: # Points on a smooth curve, `(m, 2)`
     "A smooth curve through points: Catmull and Rom's cubic between each pair of neighbours"
     p = np.array(pts, float)
-    if not closed: p = np.concatenate([p[:1], p, p[-1:]])
-    a,b,c,d = (np.roll(p, k, 0)[:,None] for k in (1,0,-1,-2))
+    p = np.concatenate([p[-1:], p, p[:2]] if closed else [p[:1], p, p[-1:]])
+    a,b,c,d = (p[k:len(p)-3+k,None] for k in range(4))
     t = np.linspace(0, 1, n, endpoint=False)[:,None]
     q = b + t/2*(c-a + t*(2*a-5*b+4*c-d + t*(3*(b-c)+d-a)))
-    return q.reshape(-1,2) if closed else np.concatenate([q[1:-2].reshape(-1,2), p[-1:]])
+    return q.reshape(-1,2) if closed else np.concatenate([q.reshape(-1,2), p[-1:]])
 
-# %% ../nbs/01_doodles.ipynb #cd11796b
+# %% ../nbs/01_doodles.ipynb #06c323f8
 @patch
 def blob(self:Canvas, pts, col, **kwargs):
     "A filled smooth shape through `pts`"
     self.poly(curve(pts, closed=True), col, **kwargs)
 
+# %% ../nbs/01_doodles.ipynb #9d08ac0b
 @patch
 def disc(self:Canvas, x, y, r, col, ry=None, **kwargs):
     "A filled circle or ellipse; `x` and `y` may be lists, for many at once"
@@ -132,8 +143,8 @@ def disc(self:Canvas, x, y, r, col, ry=None, **kwargs):
 def box(self:Canvas, x0, y0, x1, y1, col, round=0., **kwargs):
     "A filled rectangle, its corners rounded"
     q = np.arange(5)*math.pi/8
-    arcs = [(x+round*np.cos(q+k*math.pi/2), y+round*np.sin(q+k*math.pi/2)) for k,(x,y) in
-            enumerate([(x1-round,y1-round), (x0+round,y1-round), (x0+round,y0+round), (x1-round,y0+round)])]
+    mid = [(x1-round,y1-round), (x0+round,y1-round), (x0+round,y0+round), (x1-round,y0+round)]
+    arcs = [(x+round*np.cos(q+k*math.pi/2), y+round*np.sin(q+k*math.pi/2)) for k,(x,y) in enumerate(mid)]
     self.poly(np.concatenate([np.stack(a,-1) for a in arcs]), col, **kwargs)
 
 # %% ../nbs/01_doodles.ipynb #d7c5aa8e
@@ -152,7 +163,7 @@ def tube(self:Canvas, pts, col, w=.1):
     for by,wide in ((-.45,w), (0,w*.72), (.55,w*.25)): self.line(curve(pts), tint(col, by), wide)
 
 # %% ../nbs/01_doodles.ipynb #bc1ee90b
-_soft = ImageChops.invert(Image.radial_gradient('L')).point(lambda o: max(0, o-75)*255//180)
+_soft = ImageChops.invert(Image.radial_gradient('L')).point(lambda o: max(0, o-75)*255//180).resize((48,48))
 
 @patch
 def glow(self:Canvas, x, y, r, col, ry=None, alpha=.6, inside=False):
@@ -160,10 +171,10 @@ def glow(self:Canvas, x, y, r, col, ry=None, alpha=.6, inside=False):
     k = np.hypot(*self.pose[1:].T)
     (cx,cy),rx,ry = self.px((x,y)).tolist(),r*k[0],ifnone(ry,r)*k[1]
     w,h = max(2, int(2*rx)),max(2, int(2*ry))
-    st = _soft.resize((w,h), Image.BILINEAR).point(lambda o: int(o*alpha))
+    st = _soft.point([int(o*alpha) for o in range(256)]).resize((w,h), Image.BILINEAR)
     self.put(st, int(cx-rx), int(cy-ry), col, inside=inside, solid=False)
 
-# %% ../nbs/01_doodles.ipynb #6be70316
+# %% ../nbs/01_doodles.ipynb #99516a76
 @patch
 def wash(self:Canvas, top, bottom, y0=-1, y1=1):
     "The full width from `y0` to `y1`, one colour above, another below"
@@ -178,9 +189,9 @@ def sky(self:Canvas, low=1):
     self.wash(top, tint(hsv(self.pick(.6,.1,.05,.95,.13), self.u(.1,.5), .95), self.u(0,.6)), y1=low)
     for _ in range(self.r.randint(0,5)):
         x,y,w,g = self.u(-1,1),self.u(-1,low-.2),self.u(.15,.5),tint((255,255,255), -self.u(0,.35))
-        for _ in range(4): self.glow(x+self.u(-w,w), y+self.u(-.1,.1), w, g, w*self.u(.3,.6), self.u(.3,.9))
+        for _ in range(3): self.glow(x+self.u(-w,w), y+self.u(-.1,.1), w, g, w*self.u(.3,.6), self.u(.3,.9))
 
-# %% ../nbs/01_doodles.ipynb #693d0681
+# %% ../nbs/01_doodles.ipynb #1bfe7879
 @patch
 def far(self:Canvas, y):
     "What stands on the horizon at `y`: hills, trees, houses, or nothing"
@@ -188,18 +199,12 @@ def far(self:Canvas, y):
     xs = np.linspace(-1.3, 1.3, n)
     if what=='hills': self.blob([(-1.5,y+.3)] + [(x, y-self.u(0,.5)) for x in xs] + [(1.5,y+.3)], col, shade=.2)
     for x in xs:
-        if what=='trees': self.blob([(x+self.u(-.2,.2)*k, y-.3*j) for k,j in ((-1,-.2),(-2,.3),(-1,1),(1,1.2),(2,.4),(1,-.2))], tint(col,self.u(-.3,.2)), shade=.3)
+        if what=='trees':
+            crown = [(x+self.u(-.2,.2)*k, y-.3*j) for k,j in ((-1,-.2),(-2,.3),(-1,1),(1,1.2),(2,.4),(1,-.2))]
+            self.blob(crown, tint(col,self.u(-.3,.2)), shade=.3)
         if what=='houses': self.box(x, y-self.u(.1,.8), x+.25, y+.1, tint(col,self.u(-.4,.5)), shade=.1)
 
-@patch
-def meadow(self:Canvas, y=None):
-    "Grass, from lush to dry, under a sky"
-    y,col = ifnone(y, self.u(-.4,.5)),hsv(self.u(.14,.38), self.u(.25,.8), self.u(.3,.75))
-    self.sky(y+.02); self.far(y); self.wash(tint(col,self.u(0,.35)), tint(col,-self.u(0,.45)), y)
-    self.grass(y, col)
-    if self.u()<.4: self.disc(*np.array([(self.u(-1,1), self.u(y,1)) for _ in range(30)]).T, .02, self.paint(v=(.8,1)))
-
-# %% ../nbs/01_doodles.ipynb #93e2a824
+# %% ../nbs/01_doodles.ipynb #ca1f1457
 @patch
 def grass(self:Canvas, y, col, n=50, long=.16):
     "Blades of grass from `y` down to the lower edge"
@@ -210,16 +215,16 @@ def grass(self:Canvas, y, col, n=50, long=.16):
         self.line(np.stack([foot,tip], 1), tint(col,by), .012)
 
 @patch
-def street(self:Canvas):
-    "Houses, a pavement, a road"
-    y,wall = self.u(0,.5),self.paint((.05,.5),(.4,.9))
-    self.sky(y); self.far(y-.2)
-    for x in np.arange(-1.2, 1.2, self.u(.5,.9)): self.house(x, y, self.u(.4,.8), tint(wall, self.u(-.4,.4)))
-    road = hsv(self.u(), self.u(0,.15), self.u(.25,.65))
-    self.wash(tint(road,.25), tint(road,-.25), y)
-    self.poly([[(x,y+.3),(x+.3,y+.3),(x+.25,y+.36),(x-.08,y+.36)] for x in np.arange(-1.2,1.2,.6)], tint(road,.6))
+def meadow(self:Canvas, y=None):
+    "Grass, from lush to dry, under a sky"
+    y,col = ifnone(y, self.u(-.4,.5)),hsv(self.u(.14,.38), self.u(.25,.8), self.u(.3,.75))
+    self.sky(y+.02)
+    self.far(y)
+    self.wash(tint(col,self.u(0,.35)), tint(col,-self.u(0,.45)), y)
+    self.grass(y, col)
+    if self.u()<.4: self.disc(*np.array([(self.u(-1,1), self.u(y,1)) for _ in range(30)]).T, .02, self.paint(v=(.8,1)))
 
-# %% ../nbs/01_doodles.ipynb #99516a76
+# %% ../nbs/01_doodles.ipynb #9e2f3ecd
 @patch
 def house(self:Canvas, x, y, w, col):
     "A house front with windows"
@@ -229,15 +234,28 @@ def house(self:Canvas, x, y, w, col):
     self.poly([[(a,b),(a+.1,b),(a+.1,b+.14),(a,b+.14)] for a in np.arange(x+.07,x+w-.1,.2) for b in np.arange(y-h+.1,y-.2,.28)], glass)
 
 @patch
+def street(self:Canvas):
+    "Houses, a pavement, a road"
+    y,wall = self.u(0,.5),self.paint((.05,.5),(.4,.9))
+    self.sky(y)
+    self.far(y-.2)
+    for x in np.arange(-1.2, 1.2, self.u(.5,.9)): self.house(x, y, self.u(.4,.8), tint(wall, self.u(-.4,.4)))
+    road = hsv(self.u(), self.u(0,.15), self.u(.25,.65))
+    self.wash(tint(road,.25), tint(road,-.25), y)
+    self.poly([[(x,y+.3),(x+.3,y+.3),(x+.25,y+.36),(x-.08,y+.36)] for x in np.arange(-1.2,1.2,.6)], tint(road,.6))
+
+# %% ../nbs/01_doodles.ipynb #e363a937
+@patch
 def lake(self:Canvas):
     "Water below a horizon"
     y,col = self.u(-.5,.4),hsv(self.u(.45,.68), self.u(.2,.7), self.u(.3,.85))
-    self.sky(y+.02); self.far(y); self.wash(tint(col,.4), tint(col,-.4), y)
+    self.sky(y+.02)
+    self.far(y)
+    self.wash(tint(col,.4), tint(col,-.4), y)
     p = np.array([(self.u(-1,1), self.u()**1.5, self.u(.04,.2)) for _ in range(50)])
     a = np.stack([p[:,0], y+(1-y)*p[:,1]], -1)
     self.line(np.stack([a, a+p[:,1:2]*[[1,0]]*p[:,2:]*4], 1), tint(col,.55), .014, alpha=.6)
 
-# %% ../nbs/01_doodles.ipynb #1bfe7879
 @patch
 def pond(self:Canvas):
     "Under water: rays, plants, bubbles"
@@ -247,6 +265,14 @@ def pond(self:Canvas):
     for x in (self.u(-1,1) for _ in range(self.r.randint(0,7))):
         self.ribbon([(x,1),(x+self.u(-.15,.15),.6),(x,.2),(x+.1,self.u(-.4,.1))], (.1,.02), tint(hsv(self.u(.2,.45),.6,.5), self.u(-.5,.1)))
     self.disc(*np.array([(self.u(-1,1), self.u(-1,1)) for _ in range(12)]).T, self.u(.01,.03), tint(col,.6), alpha=.6)
+
+# %% ../nbs/01_doodles.ipynb #86c0398f
+@patch
+def frame(self:Canvas, x, y):
+    "A picture or a window on the wall"
+    w,h = self.u(.3,.8),self.u(.3,.7)
+    self.box(x, y, x+w, y+h, self.paint((.1,.7),(.2,.95)), shade=.2)
+    self.box(x+.05, y+.05, x+w-.05, y+h-.05, self.paint((.1,.5),(.6,.95)), shade=.25)
 
 @patch
 def room(self:Canvas):
@@ -259,20 +285,13 @@ def room(self:Canvas):
     self.wash(tint(wood,.15), tint(wood,-.35), y)
     self.line([[(x,y),(2.2*x,1)] for x in np.arange(-1.5,1.5,.3)], tint(wood,-.4), .015)
 
-# %% ../nbs/01_doodles.ipynb #ca1f1457
-@patch
-def frame(self:Canvas, x, y):
-    "A picture or a window on the wall"
-    w,h = self.u(.3,.8),self.u(.3,.7)
-    self.box(x, y, x+w, y+h, self.paint((.1,.7),(.2,.95)), shade=.2)
-    self.box(x+.05, y+.05, x+w-.05, y+h-.05, self.paint((.1,.5),(.6,.95)), shade=.25)
-
+# %% ../nbs/01_doodles.ipynb #744171f5
 @patch
 def woods(self:Canvas):
     "Trunks and leaves, out of focus"
     col = hsv(self.u(.05,.4), self.u(.2,.7), self.u(.3,.8))
     self.wash(tint(col,.35), tint(col,-.5))
-    for _ in range(25): self.glow(self.u(-1,1), self.u(-1,1), self.u(.1,.4), tint(col,self.u(-.6,.6)), alpha=self.u(.3,.8))
+    for _ in range(14): self.glow(self.u(-1,1), self.u(-1,1), self.u(.1,.4), tint(col,self.u(-.6,.6)), alpha=self.u(.3,.8))
     for x in (self.u(-1,1) for _ in range(self.r.randint(0,6))):
         self.ribbon([(x,-1.1),(x+self.u(-.1,.1),0),(x,1.1)], (self.u(.05,.15),self.u(.1,.25)), hsv(self.u(.03,.12),.4,self.u(.15,.5)), shade=.3)
 
@@ -280,30 +299,17 @@ def woods(self:Canvas):
 def plain(self:Canvas):
     "Two colours that blend, as in a studio, with soft lights"
     self.wash(self.paint((.05,.7),(.3,1)), self.paint((.05,.7),(.2,.9)))
-    for _ in range(self.r.randint(0,12)): self.glow(self.u(-1,1), self.u(-1,1), self.u(.1,.8), self.paint((.05,.7),(.4,1)), alpha=self.u(.2,.6))
+    for _ in range(self.r.randint(0,6)): self.glow(self.u(-1,1), self.u(-1,1), self.u(.1,.8), self.paint((.05,.7),(.4,1)), alpha=self.u(.2,.6))
 
-# %% ../nbs/01_doodles.ipynb #e363a937
-@patch
-def tench(self:Canvas):
-    "A thick bronze-green fish with dark round fins and a red eye"
-    col = hsv(self.u(.11,.24), self.u(.35,.75), self.u(.35,.7))
-    self.fins(tint(col,-.4))
-    self.blob([(-.92,.02),(-.78,-.15),(-.5,-.28),(-.1,-.34),(.3,-.24),(.6,-.11),(.68,0),(.6,.11),(.3,.25),(-.1,.33),(-.5,.28),(-.8,.14)], col, shade=.4)
-    self.blob([(-.75,.12),(-.3,.12),(.3,.08),(.6,.06),(.3,.25),(-.1,.32),(-.5,.28)], hsv(.12,.5,.9), alpha=.35, inside=True)
-    self.scales(col)
-    self.blob([(-.46,.08),(-.3,.12),(-.16,.3),(-.24,.36),(-.4,.26)], tint(col,-.35), shade=.2)
-    self.line(curve([(-.56,-.22),(-.47,0),(-.56,.22)]), tint(col,-.5), .03, alpha=.8)
-    self.line(curve([(-.93,.03),(-.86,.07),(-.82,.06)]), tint(col,-.6), .025)
-    for r,o in ((.06,hsv(self.u(.01,.09),.85,.85)), (.035,(15,15,15)), (.012,(255,255,255))): self.disc(-.72-.02*(r<.02), -.07-.02*(r<.02), r, o)
-
-# %% ../nbs/01_doodles.ipynb #86c0398f
+# %% ../nbs/01_doodles.ipynb #a0e52110
 @patch
 def fins(self:Canvas, col):
     "Back, tail and belly fins, with rays"
-    fins = [[(-.2,-.28),(-.08,-.52),(.1,-.6),(.25,-.5),(.3,-.2)], [(-.12,.25),(-.08,.47),(.04,.54),(.12,.45),(.1,.25)], [(.22,.2),(.3,.42),(.42,.43),(.46,.15)],
-            [(.58,-.08),(.76,-.27),(.96,-.34),(1,-.2),(.93,0),(1,.2),(.96,.34),(.76,.25),(.58,.08)]]
-    for f in fins: self.blob(f, col, shade=.25)
-    rays = [[(x,-.25),(x+.12,-.6)] for x in np.arange(-.15,.2,.07)] + [[(.6,y/4),(1,y)] for y in np.arange(-.3,.31,.1)] + [[(x,.25),(x+.04,.5)] for x in (-.08,0,.08,.28,.36)]
+    back,belly = [(-.2,-.28),(-.08,-.52),(.1,-.6),(.25,-.5),(.3,-.2)],[(-.12,.25),(-.08,.47),(.04,.54),(.12,.45),(.1,.25)]
+    rear,tail = [(.22,.2),(.3,.42),(.42,.43),(.46,.15)],[(.58,-.08),(.76,-.27),(.96,-.34),(1,-.2),(.93,0),(1,.2),(.96,.34),(.76,.25),(.58,.08)]
+    for f in (back,belly,rear,tail): self.blob(f, col, shade=.25)
+    rays = [[(x,-.25),(x+.12,-.6)] for x in np.arange(-.15,.2,.07)] + [[(.6,y/4),(1,y)] for y in np.arange(-.3,.31,.1)]
+    rays += [[(x,.25),(x+.04,.5)] for x in (-.08,0,.08,.28,.36)]
     self.line(rays, tint(col,.35), .012, alpha=.5, inside=True)
 
 @patch
@@ -313,24 +319,34 @@ def scales(self:Canvas, col):
     mid = np.array([(x+.04*(k%2), y) for k,y in enumerate(np.arange(-.28,.3,.07)) for x in np.arange(-.4,.6,.08)])
     self.line(mid[:,None]+arc, tint(col,-.5), .012, alpha=.35, inside=True)
 
-# %% ../nbs/01_doodles.ipynb #744171f5
+# %% ../nbs/01_doodles.ipynb #e1e8b1d7
 @patch
-def springer(self:Canvas):
-    "A white dog with liver or black ears and patches: its portrait, or from the side"
-    coat = self.pick(hsv(self.u(.01,.07), self.u(.5,.8), self.u(.22,.45)), hsv(.6,.1,self.u(.08,.2)))
-    self.pick(self.dog_face, self.dog_side)(coat, hsv(.1, self.u(0,.12), self.u(.88,1)))
+def hands(self:Canvas):
+    "The two hands of whoever caught it"
+    skin,sleeve,mark = hsv(self.u(.04,.08), self.u(.25,.6), self.u(.35,.98)),self.paint(),self.mark
+    self.mark = 0
+    for x in (-.36,.34):
+        self.ribbon([(x*1.5,1.7),(x*1.2,.85),(x,.5)], (.5,.34,.3), sleeve, shade=.2)
+        self.ribbon([(x*1.15,.7),(x,.36)], (.24,.3), skin, shade=.2)
+        self.line([[(x+k,.38),(x+k*1.05,.2)] for k in (-.12,-.04,.04,.12)], tint(skin,-.12), .085)
+        self.line([[(x+k,.37),(x+k*1.05,.2)] for k in (-.12,-.04,.04,.12)], tint(skin,.08), .062)
+    self.mark = mark
 
+# %% ../nbs/01_doodles.ipynb #458f8c2a
 @patch
-def dog_face(self:Canvas, coat, white):
-    "Head and chest from the front"
-    self.blob([(-.6,1.15),(-.62,.6),(-.35,.1),(.35,.1),(.62,.6),(.6,1.15)], white, shade=.2)
-    self.disc(*np.array([(self.u(-.5,.5), self.u(.4,1.1)) for _ in range(25)]).T, .02, coat, inside=True)
-    for k in (-1,1): self.blob([(k*.5,1.15),(k*.7,.8),(k*.6,.5),(k*.42,.6),(k*.3,1.1)], coat, shade=.2)
-    with self.at(turn=self.u(-14,14)):
-        self.blob([(-.42,-.35),(-.3,-.68),(0,-.78),(.3,-.68),(.42,-.35),(.4,0),(.27,.22),(0,.34),(-.27,.22),(-.4,0)], coat, shade=.3)
-        self.blob([(-.06,-.79),(.06,-.79),(.08,-.35),(.22,.02),(.24,.22),(0,.36),(-.24,.22),(-.22,.02),(-.08,-.35)], white, shade=.1)
-        for k in (-1,1): self.dog_ear(k, coat)
-        self.dog_nose(coat)
+def tench(self:Canvas):
+    "A thick bronze-green fish with dark round fins and a red eye"
+    col = hsv(self.u(.11,.24), self.u(.35,.75), self.u(.35,.7))
+    self.fins(tint(col,-.4))
+    body = [(-.92,.02),(-.78,-.15),(-.5,-.28),(-.1,-.34),(.3,-.24),(.6,-.11),(.68,0),(.6,.11),(.3,.25),(-.1,.33),(-.5,.28),(-.8,.14)]
+    self.blob(body, col, shade=.4)
+    self.blob([(-.75,.12),(-.3,.12),(.3,.08),(.6,.06),(.3,.25),(-.1,.32),(-.5,.28)], hsv(.12,.5,.9), alpha=.35, inside=True)
+    self.scales(col)
+    self.blob([(-.46,.08),(-.3,.12),(-.16,.3),(-.24,.36),(-.4,.26)], tint(col,-.35), shade=.2)
+    self.line(curve([(-.56,-.22),(-.47,0),(-.56,.22)]), tint(col,-.5), .03, alpha=.8)
+    self.line(curve([(-.93,.03),(-.86,.07),(-.82,.06)]), tint(col,-.6), .025)
+    if self.u()<.3: self.hands()
+    for r,o in ((.06,hsv(self.u(.01,.09),.85,.85)), (.035,(15,15,15)), (.012,(255,255,255))): self.disc(-.72-.02*(r<.02), -.07-.02*(r<.02), r, o)
 
 # %% ../nbs/01_doodles.ipynb #ab623222
 @patch
@@ -353,17 +369,16 @@ def dog_nose(self:Canvas, coat):
 
 # %% ../nbs/01_doodles.ipynb #2e685476
 @patch
-def dog_side(self:Canvas, coat, white):
-    "The whole dog, standing"
-    for x,dark in ((.14,-.25),(0,0)): self.dog_legs(x, tint(white,dark))
-    self.ribbon([(.62,-.12),(.8,-.25),(.92,-.4)], (.13,.05), coat)
-    self.blob([(-.52,-.15),(-.2,-.26),(.3,-.22),(.6,-.2),(.72,.02),(.6,.26),(.25,.2),(-.1,.33),(-.4,.38),(-.6,.15)], white, shade=.22)
-    a,b = self.u(-.25,0),self.u(.2,.5)
-    self.blob([(a,-.4),(b,-.4),(b+.1,.0),(b-.1,self.u(0,.2)),(a+.05,.05)], coat, shade=.2, inside=True)
-    if self.u()<.6: self.blob([(.55,-.3),(.8,-.2),(.75,.1),(.55,.02)], coat, inside=True)
-    self.disc(*np.array([(self.u(-.5,.6), self.u(-.2,.35)) for _ in range(25)]).T, .015, coat, inside=True)
-    self.ribbon([(-.38,.0),(-.55,-.3),(-.66,-.5)], (.42,.24), white, shade=.15)
-    self.dog_head(coat, white)
+def dog_face(self:Canvas, coat, white):
+    "Head and chest from the front"
+    self.blob([(-.6,1.15),(-.62,.6),(-.35,.1),(.35,.1),(.62,.6),(.6,1.15)], white, shade=.2)
+    self.disc(*np.array([(self.u(-.5,.5), self.u(.4,1.1)) for _ in range(25)]).T, .02, coat, inside=True)
+    for k in (-1,1): self.blob([(k*.5,1.15),(k*.7,.8),(k*.6,.5),(k*.42,.6),(k*.3,1.1)], coat, shade=.2)
+    with self.at(turn=self.u(-14,14)):
+        self.blob([(-.42,-.35),(-.3,-.68),(0,-.78),(.3,-.68),(.42,-.35),(.4,0),(.27,.22),(0,.34),(-.27,.22),(-.4,0)], coat, shade=.3)
+        self.blob([(-.06,-.79),(.06,-.79),(.08,-.35),(.22,.02),(.24,.22),(0,.36),(-.24,.22),(-.22,.02),(-.08,-.35)], white, shade=.1)
+        for k in (-1,1): self.dog_ear(k, coat)
+        self.dog_nose(coat)
 
 # %% ../nbs/01_doodles.ipynb #140e144b
 @patch
@@ -372,7 +387,8 @@ def dog_legs(self:Canvas, x, col):
     self.ribbon([(x-.42,.15),(x-.42,.5),(x-.4,.88)], (.22,.13,.1), col, shade=.15)
     self.ribbon([(x+.48,.02),(x+.6,.4),(x+.5,.62),(x+.55,.88)], (.34,.2,.12,.1), col, shade=.15)
     for p in (-.43,.52): self.disc(x+p, .9, .09, col, .055)
-    self.line([[(x-.36,y),(x-.28,y+.12)] for y in np.arange(.3,.75,.08)] + [[(x,.28),(x+.05,.42)], [(x-.1,.3),(x-.05,.45)], [(x+.12,.22),(x+.15,.36)]], col, .03)
+    for a,b in [(-.37,y) for y in (.2,.36,.52)] + [(.56,.3), (.54,.42)]:
+        self.ribbon([(x+a,b),(x+a+.06,b+.1),(x+a+.08,b+.22)], (.13,.01), tint(col,-.05))
 
 @patch
 def dog_head(self:Canvas, coat, white):
@@ -387,38 +403,34 @@ def dog_head(self:Canvas, coat, white):
 
 # %% ../nbs/01_doodles.ipynb #7ccd12c0
 @patch
-def cassette(self:Canvas):
-    "A recorder with a cassette behind its window"
-    self.pick(self.boombox, self.walkman)(self.paint((.05,.85),(.15,.95)))
+def dog_side(self:Canvas, coat, white):
+    "The whole dog, standing"
+    for x,dark in ((.14,-.25),(0,0)): self.dog_legs(x, tint(white,dark))
+    self.blob([(-.45,.2),(-.3,.4),(-.05,.42),(.2,.33),(.4,.15)], tint(white,-.15))
+    self.ribbon([(.62,-.12),(.8,-.25),(.92,-.4)], (.13,.05), coat)
+    self.blob([(-.52,-.15),(-.2,-.26),(.3,-.22),(.6,-.2),(.72,.02),(.6,.26),(.25,.2),(-.1,.33),(-.4,.38),(-.6,.15)], white, shade=.22)
+    a,b = self.u(-.25,0),self.u(.2,.5)
+    self.blob([(a,-.4),(b,-.4),(b+.1,.0),(b-.1,self.u(0,.2)),(a+.05,.05)], coat, shade=.2, inside=True)
+    if self.u()<.6: self.blob([(.55,-.3),(.8,-.2),(.75,.1),(.55,.02)], coat, inside=True)
+    self.disc(*np.array([(self.u(-.5,.6), self.u(-.2,.35)) for _ in range(25)]).T, .015, coat, inside=True)
+    self.ribbon([(-.38,.0),(-.55,-.3),(-.66,-.5)], (.42,.24), white, shade=.15)
+    self.dog_head(coat, white)
 
 @patch
-def boombox(self:Canvas, col):
-    "Two speakers, a handle, an aerial"
-    self.line([(.5,-.5),(self.u(.7,1.05),-1)], (190,190,195), .02)
-    self.tube([(-.7,-.45),(-.68,-.75),(-.6,-.8),(.6,-.8),(.68,-.75),(.7,-.45)], tint(col,-.4), .1)
-    self.box(-1, -.55, 1, .6, tint(col,-.4), .08)
-    self.box(-1, -.55, 1, .55, col, .08, shade=.3)
-    for k in (-1,1): self.speaker(k*.66, .12, .29)
-    self.tape(0, .1, .62)
-    self.keys(-.3, .36, .3, 6)
-    self.box(-.9, -.47, .9, -.3, tint(col,-.7), .03)
-    self.line([[(x,-.43),(x,-.36+.02*(k%3>0))] for k,x in enumerate(np.arange(-.8,.5,.06))], (230,230,220), .012)
-    for x in (.62,.78): self.disc(x, -.385, .06, (210,210,215), shade=.3)
-
-# %% ../nbs/01_doodles.ipynb #1ed37d8b
-@patch
-def walkman(self:Canvas, col):
-    "A flat pocket player with its keys, window and phones"
-    if self.u()<.7: self.line(curve([(.5,-.9),(.75,-1.05),(.95,-.6),(.85,0),(.98,.5)]), (30,30,32), .03)
-    self.box(-.74, -.86, .82, .92, tint(col,-.5), .08)
-    self.box(-.78, -.9, .74, .86, col, .08, shade=.3)
-    self.box(-.68, -.8, .64, .1, tint(col,self.pick(-.3,.35)), .05, shade=.15)
-    self.tape(-.02, -.35, 1.15)
-    self.keys(-.68, .2, .2, 4)
-    self.disc(*np.array([(x,y) for x in np.arange(-.62,.25,.1) for y in np.arange(.48,.8,.09)]).T, .03, tint(col,-.65))
-    for y in (.5,.68): self.box(.35, y, .64, y+.1, self.pick((225,60,50),(235,235,230),(40,40,44)), .03, shade=.2)
+def springer(self:Canvas):
+    "A white dog with liver or black ears and patches: its portrait, or from the side"
+    coat = self.pick(hsv(self.u(.01,.07), self.u(.5,.8), self.u(.22,.45)), hsv(.6,.1,self.u(.08,.2)))
+    self.pick(self.dog_face, self.dog_side)(coat, hsv(.1, self.u(0,.12), self.u(.88,1)))
 
 # %% ../nbs/01_doodles.ipynb #e147efab
+@patch
+def reel(self:Canvas, x, y, r):
+    "A hub with six teeth"
+    self.disc(x, y, r, (240,240,235))
+    a = self.u(0,1)
+    for k in np.arange(6)*math.pi/3: self.line([(x+r*q*math.cos(a+k), y+r*q*math.sin(a+k)) for q in (.55,.95)], (50,50,55), .05)
+    self.disc(x, y, r*.35, (50,50,55))
+
 @patch
 def tape(self:Canvas, x, y, w):
     "A window with a cassette: label, two reels, the wound tape"
@@ -432,14 +444,6 @@ def tape(self:Canvas, x, y, w):
         for k in (-1,1): self.reel(k*.34, .03, .14)
         self.poly([(-.5,.54),(-.42,.34),(.42,.34),(.5,.54)], (60,60,64))
         self.poly([(-.9,-.6),(-.3,-.6),(-.7,.6),(-.95,.6)], (255,255,255), alpha=.13)
-
-@patch
-def reel(self:Canvas, x, y, r):
-    "A hub with six teeth"
-    self.disc(x, y, r, (240,240,235))
-    a = self.u(0,1)
-    self.line([[(x+r*.95*math.cos(a+k), y+r*.95*math.sin(a+k)), (x+r*.55*math.cos(a+k), y+r*.55*math.sin(a+k))] for k in np.arange(6)*math.pi/3], (50,50,55), .05)
-    self.disc(x, y, r*.35, (50,50,55))
 
 # %% ../nbs/01_doodles.ipynb #5bd53a82
 @patch
@@ -456,22 +460,40 @@ def keys(self:Canvas, x, y, h, n):
     "A row of keys, one of them red"
     for k in range(n): self.box(x+k*.1+.01, y, x+k*.1+.09, y+h/2, (200,50,45) if k==n-1 else (215,215,212), .02, shade=.25)
 
+# %% ../nbs/01_doodles.ipynb #81bacc9e
+@patch
+def boombox(self:Canvas, col):
+    "Two speakers, a handle, an aerial"
+    self.line([(.5,-.5),(self.u(.7,1.05),-1)], (190,190,195), .02)
+    self.tube([(-.7,-.45),(-.68,-.75),(-.6,-.8),(.6,-.8),(.68,-.75),(.7,-.45)], tint(col,-.4), .1)
+    self.box(-1, -.55, 1, .6, tint(col,-.4), .08)
+    self.box(-1, -.55, 1, .55, col, .08, shade=.3)
+    for k in (-1,1): self.speaker(k*.66, .12, .29)
+    self.tape(0, .1, .62)
+    self.keys(-.3, .36, .3, 6)
+    self.box(-.9, -.47, .9, -.3, tint(col,-.7), .03)
+    self.line([[(x,-.43),(x,-.36+.02*(k%3>0))] for k,x in enumerate(np.arange(-.8,.5,.06))], (230,230,220), .012)
+    for x in (.62,.78): self.disc(x, -.385, .06, (210,210,215), shade=.3)
+
 # %% ../nbs/01_doodles.ipynb #7ed13366
 @patch
-def chainsaw(self:Canvas):
-    "A toothed bar, a motor, two handles"
-    col,dark = self.paint((.55,.95),(.5,.95)),(38,38,42)
-    self.saw_bar(self.u(.1,.14))
-    self.tube([(.5,-.22),(.82,-.34),(1,-.12),(.97,.2),(.8,.36),(.5,.32)], self.pick(dark,col), .13)
-    self.tube([(-.05,.3),(-.12,-.25),(-.02,-.58),(.28,-.6),(.4,-.3)], dark, .09)
-    self.ribbon([(-.16,-.1),(-.26,-.35),(-.24,-.6)], (.1,.14), dark, shade=.3)
-    self.poly(curve([(-.22,-.15),(0,-.3),(.5,-.34),(.66,-.15),(.64,.3),(.3,.4),(-.2,.36)], True, 3), col, shade=.35)
-    self.poly([(-.22,.2),(.64,.16),(.62,.34),(.3,.42),(-.2,.38)], tint(dark,.1), shade=.2)
-    self.disc(.22, .02, .23, tint(col,-.45), shade=.2)
-    self.line([[(.22+.08*math.cos(a),.02+.08*math.sin(a)),(.22+.19*math.cos(a),.02+.19*math.sin(a))] for a in np.arange(0,6.2,.52)], dark, .03)
-    self.disc(.22, .02, .05, (225,225,225)); self.disc(.52, -.2, .07, dark); self.box(-.14, -.2, .08, -.1, (240,240,235), .02)
+def walkman(self:Canvas, col):
+    "A flat pocket player with its keys, window and phones"
+    if self.u()<.7: self.line(curve([(.5,-.9),(.75,-1.05),(.95,-.6),(.85,0),(.98,.5)]), (30,30,32), .03)
+    self.box(-.74, -.86, .82, .92, tint(col,-.5), .08)
+    self.box(-.78, -.9, .74, .86, col, .08, shade=.3)
+    self.box(-.68, -.8, .64, .1, tint(col,self.pick(-.3,.35)), .05, shade=.15)
+    self.tape(-.02, -.35, 1.15)
+    self.keys(-.68, .2, .2, 4)
+    self.disc(*np.array([(x,y) for x in np.arange(-.62,.25,.1) for y in np.arange(.48,.8,.09)]).T, .03, tint(col,-.65))
+    for y in (.5,.68): self.box(.35, y, .64, y+.1, self.pick((225,60,50),(235,235,230),(40,40,44)), .03, shade=.2)
 
-# %% ../nbs/01_doodles.ipynb #2dd028e3
+@patch
+def cassette(self:Canvas):
+    "A recorder with a cassette behind its window"
+    self.pick(self.boombox, self.walkman)(self.paint((.05,.85),(.25,1)))
+
+# %% ../nbs/01_doodles.ipynb #ef54cec0
 @patch
 def saw_bar(self:Canvas, h):
     "The guide bar and its chain"
@@ -481,26 +503,44 @@ def saw_bar(self:Canvas, h):
     p = np.concatenate([np.linspace(a,b,max(2,int(np.hypot(*(b-a))/.075)),endpoint=False) for a,b in zip(bar,bar[1:])])
     d = np.gradient(p, axis=0)
     d /= np.hypot(*d.T)[:,None]
-    n = np.stack([d[:,1],-d[:,0]], -1)*.075
-    self.poly(np.stack([p-d*.022,p+d*.022,p+n+d*.01],1), (70,70,74))
+    n = np.stack([-d[:,1],d[:,0]], -1)*.075
+    self.poly(np.stack([p-d*.024,p+d*.024,p+n+d*.015],1), (60,60,64))
     self.poly(bar, steel, shade=.3)
     self.line([(-.85,.1),(-.3,.1)], tint(steel,-.3), .03)
 
-# %% ../nbs/01_doodles.ipynb #ef54cec0
-@patch
-def church(self:Canvas):
-    "A nave, a tower, a steeple with a cross"
-    wall,roof = hsv(self.u(.02,.16) if self.u()<.6 else self.u(), self.u(.02,.45), self.u(.5,.98)),self.paint((.2,.7),(.2,.65))
-    w,top = self.u(.2,.27),self.u(-.3,-.05)
-    self.nave(wall, roof)
-    with self.at(self.u(-.55,-.35)):
-        self.box(-w, top, w, .9, wall, shade=.12)
-        self.poly([(w*.2,top),(w,top),(w,.9),(w*.2,.9)], tint(wall,-.5), alpha=.3, inside=True)
-        self.steeple(w, top, roof)
-        self.arch(0, .9, .2, .34, (70,45,30)); self.arch(0, top+.42, .12, .26, (45,50,70))
-        self.disc(0, top+.6, .09, (245,240,225)); self.line([[(0,top+.6),(0,top+.54)],[(0,top+.6),(.04,top+.62)]], (40,35,35), .018)
-
 # %% ../nbs/01_doodles.ipynb #7947dbf9
+@patch
+def chainsaw(self:Canvas):
+    "A toothed bar, a motor, two handles"
+    col,dark = self.paint((.65,.95),(.75,1),(.02,.06,.09,.3)),(38,38,42)
+    self.saw_bar(self.u(.1,.14))
+    self.tube([(.5,-.22),(.82,-.34),(1,-.12),(.97,.2),(.8,.36),(.5,.32)], self.pick(dark,col), .13)
+    self.tube([(-.05,.3),(-.12,-.25),(-.02,-.58),(.28,-.6),(.4,-.3)], dark, .09)
+    self.ribbon([(-.16,-.1),(-.26,-.35),(-.24,-.6)], (.1,.14), dark, shade=.3)
+    self.poly(curve([(-.22,-.15),(0,-.3),(.5,-.34),(.66,-.15),(.64,.3),(.3,.4),(-.2,.36)], True, 3), col, shade=.35)
+    self.poly([(-.22,.2),(.64,.16),(.62,.34),(.3,.42),(-.2,.38)], tint(dark,.1), shade=.2)
+    self.disc(.22, .02, .23, tint(col,-.45), shade=.2)
+    self.line([[(.22+.08*math.cos(a),.02+.08*math.sin(a)),(.22+.19*math.cos(a),.02+.19*math.sin(a))] for a in np.arange(0,6.2,.52)], dark, .03)
+    self.disc(.22, .02, .05, (225,225,225))
+    self.disc(.52, -.2, .07, dark)
+    self.box(-.14, -.2, .08, -.1, (240,240,235), .02)
+
+# %% ../nbs/01_doodles.ipynb #7c2bc94e
+@patch
+def arch(self:Canvas, x, y, w, h, col):
+    "A window or door with a round head; `y` is its foot"
+    a = np.linspace(0, math.pi, 9)
+    for r,o in ((w/2+.02,tint(col,.6)), (w/2,col)): self.poly([(x-r,y), *zip(x-r*np.cos(a), y-h+w/2-r*np.sin(a)), (x+r,y)], o)
+
+@patch
+def steeple(self:Canvas, w, y, roof):
+    "A pointed roof and its cross"
+    h = self.u(.5,.75)
+    self.poly([(-w*1.12,y+.02),(0,y-h),(w*1.12,y+.02)], roof, shade=.2)
+    self.poly([(w*.15,y+.02),(0,y-h),(w*1.12,y+.02)], tint(roof,-.5), alpha=.4, inside=True)
+    self.line([[(0,y-h+.02),(0,y-h-.18)],[(-.055,y-h-.12),(.055,y-h-.12)]], self.pick((230,190,80),(40,40,42)), .026)
+
+# %% ../nbs/01_doodles.ipynb #208433ea
 @patch
 def nave(self:Canvas, wall, roof):
     "The long house: wall, roof, arched windows"
@@ -512,62 +552,53 @@ def nave(self:Canvas, wall, roof):
     self.line([(-.4,.88),(r,.88)], tint(wall,-.4), .05)
 
 @patch
-def arch(self:Canvas, x, y, w, h, col):
-    "A window or door with a round head; `y` is its foot"
-    for d,o in ((.02,tint(col,.6)), (0,col)): self.poly([(x-w/2-d,y)] + [(x-(w/2+d)*math.cos(a), y-h+w/2-(w/2+d)*math.sin(a)) for a in np.linspace(0,math.pi,9)] + [(x+w/2+d,y)], o)
+def church(self:Canvas):
+    "A nave, a tower, a steeple with a cross"
+    wall,roof = hsv(self.u(.02,.16) if self.u()<.6 else self.u(), self.u(.02,.45), self.u(.5,.98)),self.paint((.2,.7),(.2,.65))
+    w,top = self.u(.2,.27),self.u(-.3,-.05)
+    self.nave(wall, roof)
+    with self.at(self.u(-.55,-.35)):
+        self.box(-w, top, w, .9, wall, shade=.12)
+        self.poly([(w*.2,top),(w,top),(w,.9),(w*.2,.9)], tint(wall,-.5), alpha=.3, inside=True)
+        self.steeple(w, top, roof)
+        self.arch(0, .9, .2, .34, (70,45,30))
+        self.arch(0, top+.42, .12, .26, (45,50,70))
+        self.disc(0, top+.6, .09, (245,240,225))
+        self.line([[(0,top+.6),(0,top+.54)],[(0,top+.6),(.04,top+.62)]], (40,35,35), .018)
+
+# %% ../nbs/01_doodles.ipynb #7553cfd9
+@patch
+def valve(self:Canvas, x, y, col):
+    "A round valve with its lever"
+    self.line([(x,y),(x-.22,y+.32)], tint(col,-.4), .03)
+    self.disc(x, y, .09, tint(col,-.4))
+    self.disc(x, y, .07, tint(col,.35), shade=.3)
+    self.disc(x, y, .025, tint(col,-.5))
 
 @patch
-def steeple(self:Canvas, w, y, roof):
-    "A pointed roof and its cross"
-    h = self.u(.5,.75)
-    self.poly([(-w*1.12,y+.02),(0,y-h),(w*1.12,y+.02)], roof, shade=.2)
-    self.poly([(w*.15,y+.02),(0,y-h),(w*1.12,y+.02)], tint(roof,-.5), alpha=.4, inside=True)
-    self.line([[(0,y-h+.02),(0,y-h-.18)],[(-.055,y-h-.12),(.055,y-h-.12)]], self.pick((230,190,80),(40,40,42)), .026)
+def bell(self:Canvas, col):
+    "The flare, seen at an angle: rim, inside, depth"
+    with self.at(.52, .42, 1, self.u(-30,10)):
+        for rx,ry,by,s in ((.5,.42,-.45,0), (.48,.4,.35,.3), (.44,.36,-.05,-.45), (.3,.24,-.35,-.3), (.16,.12,-.65,-.2)):
+            self.disc(-.06*(.5-rx), -.25*(.5-rx), rx, tint(col,by), ry, shade=s)
+        self.line([(.4*math.cos(a),.33*math.sin(a)) for a in np.linspace(.4,1.4,6)], tint(col,.75), .025, alpha=.8)
 
-# %% ../nbs/01_doodles.ipynb #7c2bc94e
+# %% ../nbs/01_doodles.ipynb #0fbc803f
 @patch
 def horn(self:Canvas):
     "Coils of tube, three valves, a wide bell"
-    col = self.pick(hsv(self.u(.09,.14),self.u(.5,.8),self.u(.7,.95)), hsv(.6,self.u(0,.12),self.u(.65,.9)), hsv(self.u(.03,.07),.6,.8), self.paint((.4,.8),(.5,.9)))
+    brass,silver = hsv(self.u(.03,.14),self.u(.5,.8),self.u(.7,.95)),hsv(.6,self.u(0,.12),self.u(.65,.9))
+    col = self.pick(brass, brass, silver, self.paint((.4,.8),(.5,.9)))
     ring = lambda r,x=0,y=0,a=0,b=6.4: [(x+r*math.cos(t), y+r*math.sin(t)) for t in np.arange(a,b,.3)]
-    self.tube([(-1,-.62),(-.8,-.5),(-.5,-.42),(-.2,-.5)], col, .06); self.tube([(-1.03,-.64),(-.97,-.6)], tint(col,.4), .1)
+    self.tube([(-1,-.62),(-.8,-.5),(-.5,-.42),(-.2,-.5)], col, .06)
+    self.tube([(-1.03,-.64),(-.97,-.6)], tint(col,.4), .1)
     for r,x,y in ((.5,-.1,-.02),(.36,-.14,.02),(.24,-.2,.05)): self.tube(ring(r,x,y), col, .085)
     for k in range(3): self.valve(-.42+.17*k, .08+.09*k, col)
     self.tube([(-.5,.3),(-.2,.42),(-.02,.2)], col, .07)
     self.ribbon(ring(.56,-.06,-.06,2.4,6.1)+[(.55,.05),(.6,.3)], (.09,.1,.14,.2,.4), tint(col,-.1), shade=.35)
     self.bell(col)
 
-# %% ../nbs/01_doodles.ipynb #208433ea
-@patch
-def valve(self:Canvas, x, y, col):
-    "A round valve with its lever"
-    self.line([(x,y),(x-.22,y+.32)], tint(col,-.4), .03)
-    self.disc(x, y, .09, tint(col,-.4)); self.disc(x, y, .07, tint(col,.35), shade=.3); self.disc(x, y, .025, tint(col,-.5))
-
-@patch
-def bell(self:Canvas, col):
-    "The flare, seen at an angle: rim, inside, depth"
-    with self.at(.52, .42, 1, self.u(-30,10)):
-        for rx,ry,by,s in ((.5,.42,-.45,0), (.48,.4,.35,.3), (.44,.36,-.05,-.45), (.3,.24,-.35,-.3), (.16,.12,-.65,-.2)): self.disc(-.06*(.5-rx), -.25*(.5-rx), rx, tint(col,by), ry, shade=s)
-        self.line([(.4*math.cos(a),.33*math.sin(a)) for a in np.linspace(.4,1.4,6)], tint(col,.75), .025, alpha=.8)
-
-# %% ../nbs/01_doodles.ipynb #7553cfd9
-@patch
-def truck(self:Canvas):
-    "A cab, a ribbed body, a loader with bags at the rear"
-    cab,body = self.paint((.3,.9),(.4,.95)),self.paint((.1,.8),(.4,.95))
-    self.box(-.9, .34, .9, .5, (45,45,50))
-    self.poly([(-.4,.4),(-.4,-.5),(-.34,-.56),(.5,-.56),(.58,.4)], body, shade=.25)
-    self.line([[(x,-.5),(x,.36)] for x in np.arange(-.28,.5,.155)], tint(body,-.35), .025)
-    self.box(-.4, .16, .56, .24, tint(body,self.pick(.7,-.5)), inside=True)
-    self.loader(tint(body,-.2))
-    self.poly([(-.97,.44),(-.97,.02),(-.86,-.34),(-.44,-.34),(-.44,.44)], cab, shade=.25)
-    self.poly([(-.92,.02),(-.82,-.27),(-.5,-.27),(-.5,.02)], hsv(.56,.35,.75), shade=.35)
-    self.line([[(-.68,-.3),(-.68,.4)]], tint(cab,-.35), .018); self.box(-1, .34, -.4, .46, (70,70,75), .03); self.disc(-.94, .24, .05, (255,240,190))
-    self.recycle(.05, -.2)
-    for x in (-.66,.26,.62): self.wheel(x, .55, .19)
-
-# %% ../nbs/01_doodles.ipynb #0fbc803f
+# %% ../nbs/01_doodles.ipynb #312b1c47
 @patch
 def loader(self:Canvas, col):
     "The hopper at the rear, with bags"
@@ -581,24 +612,34 @@ def wheel(self:Canvas, x, y, r):
     "Tyre, rim and hub"
     for k,o in ((1,(28,28,30)), (.62,(150,150,155)), (.5,(90,90,95)), (.2,(190,190,190))): self.disc(x, y, r*k, o, shade=.2)
 
+# %% ../nbs/01_doodles.ipynb #aa835a20
 @patch
 def recycle(self:Canvas, x, y):
     "Three arrows in a ring"
     with self.at(x, y, .17):
         for k in range(3):
-            with self.at(turn=120*k): self.line([[(-.75,.6),(.55,.6)]], (245,248,245), .26); self.poly([(.4,.2),(1.05,.6),(.4,1)], (245,248,245))
+            with self.at(turn=120*k):
+                self.line([[(-.75,.6),(.55,.6)]], (245,248,245), .26)
+                self.poly([(.4,.2),(1.05,.6),(.4,1)], (245,248,245))
 
-# %% ../nbs/01_doodles.ipynb #312b1c47
 @patch
-def pump(self:Canvas):
-    "A pillar with a display, a nozzle and a hose"
-    col,trim = self.paint((.3,.9),(.4,.95)),self.paint((.05,.9),(.3,.95))
-    self.box(-.56, .84, .6, .96, (120,120,122), .02, shade=.2)
-    self.box(.3, -.62, .52, .86, tint(col,-.5), .04)
-    self.pick(self.pump_old, self.pump_new)(col, trim)
-    self.line(curve([(.42,.5),(.66,.78),(.9,.5),(.86,-.1),(.62,-.36)]), (28,28,30), .06)
-    self.nozzle(.5, -.3, self.pick((35,35,38),(40,130,70),(190,45,40)))
+def truck(self:Canvas):
+    "A cab, a ribbed body, a loader with bags at the rear"
+    cab,body = self.paint((.1,.85),(.6,1),(.33,.09,.6)),self.paint((.1,.85),(.5,.95),(.33,.09,.6))
+    self.box(-.9, .34, .9, .5, (45,45,50))
+    self.poly([(-.4,.4),(-.4,-.5),(-.34,-.56),(.5,-.56),(.58,.4)], body, shade=.25)
+    self.line([[(x,-.5),(x,.36)] for x in np.arange(-.28,.5,.155)], tint(body,-.35), .025)
+    self.box(-.4, .16, .56, .24, tint(body,self.pick(.7,-.5)), inside=True)
+    self.loader(tint(body,-.2))
+    self.poly([(-.97,.44),(-.97,.02),(-.86,-.34),(-.44,-.34),(-.44,.44)], cab, shade=.25)
+    self.poly([(-.92,.02),(-.82,-.27),(-.5,-.27),(-.5,.02)], hsv(.56,.35,.75), shade=.35)
+    self.line([[(-.68,-.3),(-.68,.4)]], tint(cab,-.35), .018)
+    self.box(-1, .34, -.4, .46, (70,70,75), .03)
+    self.disc(-.94, .24, .05, (255,240,190))
+    self.recycle(.05, -.2)
+    for x in (-.66,.26,.62): self.wheel(x, .55, .19)
 
+# %% ../nbs/01_doodles.ipynb #db365d8e
 @patch
 def nozzle(self:Canvas, x, y, col):
     "Spout, grip and trigger in their holster"
@@ -607,7 +648,14 @@ def nozzle(self:Canvas, x, y, col):
     self.ribbon([(x+.12,y-.08),(x+.16,y+.14),(x+.12,y+.3)], (.13,.1,.08), col, shade=.3)
     self.line([(x-.12,y-.2),(x-.22,y-.14)], (190,190,195), .045)
 
-# %% ../nbs/01_doodles.ipynb #aa835a20
+@patch
+def digits(self:Canvas, x, y, col):
+    "A number on a display"
+    self.box(x, y, x+.58, y+.16, col, .01)
+    seg = [[(0,0),(.06,0)],[(.06,0),(.06,.05)],[(.06,.05),(.06,.1)],[(0,.1),(.06,.1)],[(0,.05),(0,.1)],[(0,0),(0,.05)],[(0,.05),(.06,.05)]]
+    self.line([[(x+.08+.12*k+a,y+.03+b) for a,b in s] for k in range(4) for s in seg if self.u()<.7], (25,30,30), .018)
+
+# %% ../nbs/01_doodles.ipynb #c6d29162
 @patch
 def pump_new(self:Canvas, col, trim):
     "A box with a lit screen and buttons for three kinds of fuel"
@@ -621,41 +669,33 @@ def pump_new(self:Canvas, col, trim):
     self.blob([(-.05,.32),(.08,.5),(.02,.64),(-.05,.67),(-.12,.64),(-.18,.5)], trim)
 
 @patch
-def digits(self:Canvas, x, y, col):
-    "A number on a display"
-    self.box(x, y, x+.58, y+.16, col, .01)
-    seg = [[(0,0),(.06,0)],[(.06,0),(.06,.05)],[(.06,.05),(.06,.1)],[(0,.1),(.06,.1)],[(0,.05),(0,.1)],[(0,0),(0,.05)],[(0,.05),(.06,.05)]]
-    self.line([[(x+.08+.12*k+a,y+.03+b) for a,b in s] for k in range(4) for s in seg if self.u()<.7], (25,30,30), .018)
-
-# %% ../nbs/01_doodles.ipynb #291a8fed
-@patch
 def pump_old(self:Canvas, col, trim):
     "Round shoulders, a dial, a glass globe on top"
     self.poly(curve([(-.5,.86),(-.5,-.3),(-.36,-.56),(-.05,-.64),(.26,-.56),(.4,-.3),(.4,.86)], True, 4), col, shade=.25)
     self.box(-.5, .3, .4, .86, trim, shade=.2)
     self.box(-.14, -.7, .04, -.58, (150,150,155))
-    self.disc(-.05, -.82, .2, tint(trim,-.4)); self.disc(-.05, -.82, .175, (248,244,232), shade=.1)
+    self.disc(-.05, -.82, .2, tint(trim,-.4))
+    self.disc(-.05, -.82, .175, (248,244,232), shade=.1)
     self.blob([(-.05,-.94),(.03,-.82),(-.01,-.74),(-.09,-.74),(-.13,-.82)], col)
-    self.disc(-.05, -.22, .28, (225,225,228), shade=.3); self.disc(-.05, -.22, .24, (250,248,240))
+    self.disc(-.05, -.22, .28, (225,225,228), shade=.3)
+    self.disc(-.05, -.22, .24, (250,248,240))
     self.line([[(-.05+.2*math.cos(a),-.22+.2*math.sin(a)),(-.05+.23*math.cos(a),-.22+.23*math.sin(a))] for a in np.arange(0,6.2,.52)], (40,40,42), .018)
     a = self.u(0,6.2)
-    self.line([(-.05,-.22),(-.05+.17*math.cos(a),-.22+.17*math.sin(a))], (200,40,35), .026); self.digits(-.34, .08, (245,245,235))
+    self.line([(-.05,-.22),(-.05+.17*math.cos(a),-.22+.17*math.sin(a))], (200,40,35), .026)
+    self.digits(-.34, .08, (245,245,235))
 
-# %% ../nbs/01_doodles.ipynb #db365d8e
+# %% ../nbs/01_doodles.ipynb #fc4fda1f
 @patch
-def golfball(self:Canvas):
-    "A dimpled ball, on a tee or in the grass"
-    col = tint(hsv(self.u(), self.u(0,.12) if self.u()<.8 else .6, 1), -self.u(0,.12))
-    tee = self.u()<.35
-    if tee: self.poly(curve([(-.22,.68),(.22,.68),(.07,.9),(.04,1.5),(-.04,1.5),(-.07,.9)], True, 3), self.paint((.3,.9),(.7,.95)), shade=.3)
-    self.disc(0, 0, .82, tint(col,-.2), shade=.35)
-    self.dimples(col)
-    self.glow(-.25, -.35, .55, (255,255,255), alpha=.8, inside=True)
-    self.glow(.1, .95, 1, (30,30,50), .5, alpha=.55, inside=True)
-    self.mark = 0
-    if not tee: self.tuft()
+def pump(self:Canvas):
+    "A pillar with a display, a nozzle and a hose"
+    col,trim = self.paint((.4,.9),(.6,1),(0,.13,.6)),self.paint((.05,.9),(.5,1))
+    self.box(-.56, .84, .6, .96, (120,120,122), .02, shade=.2)
+    self.box(.3, -.62, .52, .86, tint(col,-.5), .04)
+    self.pick(self.pump_old, self.pump_new)(col, trim)
+    self.line(curve([(.42,.5),(.66,.78),(.9,.5),(.86,-.1),(.62,-.36)]), (28,28,30), .06)
+    self.nozzle(.5, -.3, self.pick((35,35,38),(40,130,70),(190,45,40)))
 
-# %% ../nbs/01_doodles.ipynb #c6d29162
+# %% ../nbs/01_doodles.ipynb #0a1c6b18
 @patch
 def dimples(self:Canvas, col):
     "Small dents, spread evenly over the half of the sphere that we see"
@@ -663,7 +703,8 @@ def dimples(self:Canvas, col):
     z,a = 1-k/160,k*2.399963+shift
     c = np.stack([np.sqrt(1-z*z)*np.cos(a), z, np.sqrt(1-z*z)*np.sin(a)], -1)
     c = c[c[:,2]>.15]
-    e = np.cross(c, [.3,1,.2]); e /= np.linalg.norm(e, axis=1, keepdims=True)
+    e = np.cross(c, [.3,1,.2])
+    e /= np.linalg.norm(e, axis=1, keepdims=True)
     f,t = np.cross(c, e),np.arange(10)*math.pi/5
     rim = c[:,None] + .075*(e[:,None]*np.cos(t)[:,None]+f[:,None]*np.sin(t)[:,None])
     for dx,o,al in ((0,tint(col,-.45),.55), (.018,tint(col,.35),.5)): self.poly(rim[...,:2]*.82+dx, o, alpha=al, inside=True)
@@ -676,16 +717,21 @@ def tuft(self:Canvas):
         tip = np.stack([x+[self.u(-.15,.15) for _ in x], [self.u(.42,.8) for _ in x]], -1)
         self.line(np.stack([np.stack([x,x*0+1.1],-1),tip],1), tint(hsv(self.u(.2,.36),.6,.55),by), .03)
 
-# %% ../nbs/01_doodles.ipynb #fc4fda1f
+# %% ../nbs/01_doodles.ipynb #2e75e31c
 @patch
-def parachute(self:Canvas):
-    "A canopy of bright panels, its lines, a jumper"
-    cols = [self.paint((.5,.95),(.55,.98)) for _ in range(self.r.randint(2,4))]
-    feet = self.pick(self.dome, self.wing)(cols)
-    x = self.u(-.12,.12)
-    self.line([[p,(x+.06*(1 if p[0]>0 else -1),.5)] for p in feet], (235,235,235) if self.u()<.5 else (50,50,55), .012)
-    self.jumper(x, .62, self.paint((.4,.9),(.2,.9)))
+def golfball(self:Canvas):
+    "A dimpled ball, on a tee or in the grass"
+    col = tint(hsv(self.u(), self.u(0,.08) if self.u()<.85 else .5, 1), -self.u(0,.06))
+    tee = self.u()<.35
+    if tee: self.poly(curve([(-.22,.68),(.22,.68),(.07,.9),(.04,1.5),(-.04,1.5),(-.07,.9)], True, 3), self.paint((.3,.9),(.7,.95)), shade=.3)
+    self.disc(0, 0, .82, tint(col,-.2), shade=.35)
+    self.dimples(col)
+    self.glow(-.25, -.35, .55, (255,255,255), alpha=.8, inside=True)
+    self.glow(.1, .95, 1, (30,30,50), .5, alpha=.55, inside=True)
+    self.mark = 0
+    if not tee: self.tuft()
 
+# %% ../nbs/01_doodles.ipynb #13511ef2
 @patch
 def dome(self:Canvas, cols):
     "A round canopy: panels between meridians, scalloped below"
@@ -698,7 +744,6 @@ def dome(self:Canvas, cols):
         self.poly(np.concatenate([p, [(p[-1]+q[-1])/2-[0,.05]], q[::-1]]), tint(cols[i%len(cols)],-.3*abs(math.sin((a+b)/2))), shade=.25)
     return [tuple(side(k)[-1]) for k in ks]
 
-# %% ../nbs/01_doodles.ipynb #817a4956
 @patch
 def wing(self:Canvas, cols):
     "A ram-air canopy: a bent row of cells"
@@ -710,6 +755,7 @@ def wing(self:Canvas, cols):
         self.poly([pt(a,0),pt(b,0),pt(b,.12),pt(a,.12)], tint(cols[i%len(cols)],-.55))
     return [pt(a,.42) for a in ang]
 
+# %% ../nbs/01_doodles.ipynb #17ed5fe9
 @patch
 def jumper(self:Canvas, x, y, col):
     "A small person in a harness"
@@ -719,54 +765,79 @@ def jumper(self:Canvas, x, y, col):
     self.ribbon([(x,y-.06),(x,y+.16)], (.17,.14), col, shade=.3)
     self.disc(x, y-.12, .075, self.paint((.5,.9),(.5,.95)), shade=.3)
 
-# %% ../nbs/01_doodles.ipynb #0a1c6b18
+@patch
+def parachute(self:Canvas):
+    "A canopy of bright panels, its lines, a jumper"
+    cols = [self.paint((.5,.95),(.75,1)) for _ in range(self.r.randint(2,4))]
+    feet = self.pick(self.dome, self.wing)(cols)
+    x = self.u(-.12,.12)
+    self.line([[p,(x+.06*(1 if p[0]>0 else -1),.5)] for p in feet], (235,235,235) if self.u()<.5 else (50,50,55), .012)
+    self.jumper(x, .62, self.paint((.4,.9),(.2,.9)))
+
+# %% ../nbs/01_doodles.ipynb #0fcd1464
 @patch
 def clutter(self:Canvas, n):
     "Things that are not the point: behind the object, or in its way"
     for _ in range(n):
-        x,y,s,col = self.u(-1,1),self.u(-1,1),self.u(.05,.22),self.paint()
-        if self.u()<.4: self.blob([(x+s*self.u(.4,1)*math.cos(a), y+s*self.u(.4,1)*math.sin(a)) for a in np.arange(7)*.9], col, shade=.3)
-        elif self.u()<.5: self.ribbon([(x,y),(x+self.u(-.4,.4),y+self.u(-.4,.4)),(x+self.u(-.6,.6),y+self.u(-.6,.6))], (.02,.06), col, shade=.2)
-        else: self.box(x-s, y-s*self.u(.3,1), x+s, y+s*.5, col, s*.2, shade=.3)
+        x,y,s,col,kind = self.u(-1,1),self.u(-1,1),self.u(.05,.22),self.paint(),self.r.randint(0,2)
+        if kind==0: self.blob([(x+s*self.u(.4,1)*math.cos(a), y+s*self.u(.4,1)*math.sin(a)) for a in np.arange(7)*.9], col, shade=.3)
+        if kind==1: self.ribbon([(x,y), (x+self.u(-.4,.4),y+self.u(-.4,.4)), (x+self.u(-.6,.6),y+self.u(-.6,.6))], (.02,.06), col, shade=.2)
+        if kind==2: self.box(x-s, y-s*self.u(.3,1), x+s, y+s*.5, col, s*.2, shade=.3)
 
+@patch
+def backdrop(self:Canvas, home):
+    "A scene, half the time one of `home`, with clutter, in or out of focus"
+    getattr(self, self.pick(*home) if self.u()<.5 else self.pick(*_scenes))()
+    self.clutter(self.r.randint(0,3))
+    k = self.pick(1,2,4,6)
+    if k>1: self.im = self.im.reduce(k).resize(self.im.size, Image.BILINEAR)
+
+# %% ../nbs/01_doodles.ipynb #c85f9a08
 @patch
 def photo(self:Canvas):
     "The finished picture and mask: half the size, with the light, blur and noise of a camera"
     im,mask,n = self.im.reduce(2),self.mask.reduce(2).point(lambda o: 255*(o>127)),self.size
-    if self.u()<.5: im = im.filter(ImageFilter.GaussianBlur(self.u(.2,1.1)*n/160))
+    if self.u()<.35: im = im.filter(ImageFilter.GaussianBlur(self.u(.2,.9)*n/160))
     x = np.asarray(im).astype(np.float32)
-    gain = np.array([self.u(.85,1.12) for _ in range(3)], np.float32)*self.u(.75,1.15)
+    gain = np.array([self.u(.9,1.1) for _ in range(3)], np.float32)*self.u(.92,1.22)
     sun = np.asarray(self.ramp.resize((n,n)), np.float32)[...,None]/255
     noise = np.frombuffer(self.r.randbytes(2*n*n*3), np.uint8).reshape(2,n,n,3).astype(np.float32).sum(0)-255
-    x = ((x-128)*self.u(.7,1.15)+128)*gain*(1+self.u(-.1,.35)*(.5-sun)) + noise*self.u(0,.12)
+    x = ((x-128)*self.u(.9,1.2)+128)*gain*(1+self.u(-.1,.3)*(.5-sun)) + noise*self.u(0,.05)
     return Image.fromarray(np.clip(x,0,255).astype(np.uint8)),mask
 
-# %% ../nbs/01_doodles.ipynb #2e75e31c
-class_names = dict(n01440764='tench', n02102040='English springer', n02979186='cassette player', n03000684='chain saw', n03028079='church',
-                   n03394916='French horn', n03417042='garbage truck', n03425413='gas pump', n03445777='golf ball', n03888257='parachute')
+# %% ../nbs/01_doodles.ipynb #ba2fb9d5
+_table = [
+    ('n01440764', 'tench', 'tench', 30, 'pond pond lake room'), ('n02102040', 'English springer', 'springer', 8, 'meadow meadow woods room'),
+    ('n02979186', 'cassette player', 'cassette', 18, 'room room plain'), ('n03000684', 'chain saw', 'chainsaw', 35, 'woods meadow room'),
+    ('n03028079', 'church', 'church', 6, 'meadow street lake'), ('n03394916', 'French horn', 'horn', 25, 'room plain plain'),
+    ('n03417042', 'garbage truck', 'truck', 6, 'street street meadow'), ('n03425413', 'gas pump', 'pump', 6, 'street street meadow'),
+    ('n03445777', 'golf ball', 'golfball', 30, 'meadow woods'), ('n03888257', 'parachute', 'parachute', 15, 'sky sky meadow lake')]
+class_names = {o[0]:o[1] for o in _table}
+_plan = {o[0]:o[2:] for o in _table}
 _scenes = 'sky meadow street lake pond room woods plain'.split()
-_home = dict(n01440764='pond pond lake room', n02102040='meadow meadow woods room', n02979186='room room plain', n03000684='woods meadow room', n03028079='meadow street lake',
-             n03394916='room plain plain', n03417042='street street meadow', n03425413='street street meadow', n03445777='meadow woods', n03888257='sky sky meadow lake')
-_draw = dict(zip(class_names, 'tench springer cassette chainsaw church horn truck pump golfball parachute'.split()))
-_turn = dict(n01440764=40, n02979186=25, n03000684=60, n03394916=60, n03445777=30, n02102040=8, n03888257=18)
 
-# %% ../nbs/01_doodles.ipynb #0dccb75f
+# %% ../nbs/01_doodles.ipynb #23b5fc83
+@patch
+def compose(self:Canvas, wnid):
+    "A scene, an object of class `wnid` in some pose, clutter"
+    what,turn,home = _plan[wnid]
+    self.backdrop(home.split())
+    with self.at(self.u(-.25,.25), self.u(-.2,.2), self.u(.68,.92), self.u(-turn,turn), self.u()<.5):
+        self.mark = 255
+        getattr(self, what)()
+        self.mark = 0
+    self.clutter(self.r.randint(0,1))
+    return self
+
+# %% ../nbs/01_doodles.ipynb #127f7222
 def doodle(
     wnid:str, # Which class: a key of `class_names`
     size:int=160, # Height and width in pixels
     seed=0, # The same seed, the same picture
-)->tuple: # An RGB picture, and a mask: 255 where the object is, else 0
+)->tuple: # An RGB picture, and a mask of mode `L`: 255 where the object is, else 0
     "Draw one picture of a class, and its mask"
-    c = Canvas(size, f'{seed}/{wnid}')
-    getattr(c, c.pick(*_home[wnid].split()) if c.u()<.5 else c.pick(*_scenes))()
-    c.clutter(c.r.randint(0,5))
-    turn,s = _turn.get(wnid, 6),c.u(.5,.95)
-    with c.at(c.u(-.3,.3), c.u(-.3,.3), s, c.u(-turn,turn), c.u()<.5):
-        c.mark = 255
-        getattr(c, _draw[wnid])()
-        c.mark = 0
-    c.clutter(c.r.randint(0,2))
-    return c.photo()
+    if wnid not in class_names: raise ValueError(f'There is no doodle of {wnid!r}; the classes are {", ".join(class_names)}.')
+    return Canvas(size, f'{seed}/{wnid}').compose(wnid).photo()
 
 # %% ../nbs/01_doodles.ipynb #83f633de
 def _write(path, size, seed, jobs):
@@ -785,6 +856,25 @@ def _write_all(path, size, seed, jobs, n_workers):
         todo = [ex.submit(_write, path, size, seed, o) for o in chunked(jobs, 50)]
         try: [o.result() for o in todo]
         finally: ex.shutdown(cancel_futures=True)
+
+# %% ../nbs/01_doodles.ipynb #a8027b49
+def _jobs(facts):
+    "Split, class and number of every picture"
+    return [(s,w,i) for s,n in (('train','n_train'),('val','n_valid')) for k,w in enumerate(class_names) for i in range((facts[n]+9-k)//10)]
+
+def _make(path, facts, n_workers):
+    "Draw into a folder beside `path`, then rename it: whole or not at all"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(prefix=f'{path.name}-', suffix='.part', dir=path.parent))
+    try:
+        jobs = _jobs(facts)
+        for d in {tmp/m/s/w for m in ('','masks') for s,w,_ in jobs}: d.mkdir(parents=True)
+        _write_all(tmp, facts['size'], facts['seed'], jobs, n_workers)
+        (tmp/'doodles.json').write_text(json.dumps(facts))
+        tmp.chmod(0o755)
+        if path.exists(): path.rmdir() # which only an empty folder allows
+        tmp.rename(path)
+    finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/01_doodles.ipynb #6a3bdc4a
 def _check(n_train, n_valid, size):
@@ -814,23 +904,10 @@ def doodles(
 )->Path: # The folder
     "Draw a data set in Imagenette's layout, with masks, once"
     _check(n_train, n_valid, size)
-    facts = dict(version=1, n_train=n_train, n_valid=n_valid, size=size, seed=seed)
+    facts = dict(version=2, n_train=n_train, n_valid=n_valid, size=size, seed=seed)
     path = Path(path) if path else cache_dir('data', 'doodles-'+'-'.join(map(str, facts.values())))
-    if not _is_there(path, facts): _make(path, facts, min(defaults.cpus,8) if n_workers is None else n_workers)
-    return path
-
-# %% ../nbs/01_doodles.ipynb #41000d67
-def _make(path, facts, n_workers):
-    "Draw into a folder beside `path`, then rename it: whole or not at all"
-    jobs = [(s,w,i) for s in ('train','val') for k,w in enumerate(class_names) for i in range((facts['n_'+s.replace('val','valid')]+9-k)//10)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f'{path.name}-', suffix='.part', dir=path.parent))
-    try:
-        for d in {tmp/m/s/w for m in ('','masks') for s,w,_ in jobs}: d.mkdir(parents=True)
-        _write_all(tmp, facts['size'], facts['seed'], jobs, n_workers)
-        (tmp/'doodles.json').write_text(json.dumps(facts))
-        tmp.chmod(0o755)
-        os.replace(tmp, path)
+    try: _is_there(path, facts) or _make(path, facts, min(defaults.cpus,8) if n_workers is None else n_workers)
     except OSError as e:
-        if not _is_there(path, facts): raise
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+        if e.errno is None: raise # a sentence of ours
+        if not _is_there(path, facts): raise type(e)(f'The doodles could not be written to {path}: {e.strerror}.') from e
+    return path
