@@ -442,11 +442,11 @@ class _CtrlC:
     "Holds Ctrl-C back while `busy`; a second one goes through"
     busy,pending,old = False,None,None
     def __enter__(self):
-        self.busy,self.pending,old = False,None,signal.getsignal(signal.SIGINT)
+        self.busy,self.pending,self.pid,old = False,None,os.getpid(),signal.getsignal(signal.SIGINT)
         if callable(old) and threading.current_thread() is threading.main_thread(): self.old = signal.signal(signal.SIGINT, self.caught)
 
     def caught(self, *args):
-        if not self.busy or self.pending: return self.old(*args)
+        if not self.busy or self.pending or os.getpid()!=self.pid: return self.old(*args)
         self.pending = args
 
     def release(self):
@@ -640,7 +640,7 @@ class Recorder(Callback):
 
     def _reset(self):
         self.smooth.reset()
-        self.lrs,self.iters,self.values,self.metric_names = [],[],L(),L()
+        self.lrs,self.iters,self.values,self.metric_names,self.hps = [],[],L(),L(),{}
 
     def before_fit(self):
         if self.fitting: self._headings()
