@@ -193,7 +193,7 @@ def state_dict(self:Module)->dict: # Plain tensors that share the model's memory
     return {k:v.detach() for k,v in self._state().items()}
 
 # %% ../nbs/03_module.ipynb #1a0fa908
-_Keys = namedtuple('_Keys', 'missing_keys unexpected_keys')
+_Keys = namedtuple('Keys', 'missing_keys unexpected_keys')
 
 def _desc(o): return str(tuple(o.shape)) if isinstance(o, Tensor) else f'a {type(o).__name__}'
 
@@ -329,7 +329,8 @@ def extra_repr(self:Module)->str: # For example `'3, 16'`
 @patch
 def __repr__(self:Module):
     "The tree of modules"
-    kids = ''.join(f'\n({k}): {v!r}'.replace('\n', '\n  ') for k,v in _members(self) if _is_module(v))
+    shown = ((k, repr(v) if _is_module(v) else getattr(v, '__name__', v)) for k,v in _members(self) if _is_module(v) or k.isdigit())
+    kids = ''.join(f'\n({k}): {v}'.replace('\n', '\n  ') for k,v in shown)
     return f'{type(self).__name__}({self.extra_repr()}{kids}' + ('\n)' if kids else ')')
 
 # %% ../nbs/03_module.ipynb #d115774c
