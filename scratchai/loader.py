@@ -161,6 +161,7 @@ def _stop(ex, procs, pid, grace=1.):
     for p in list(procs.values()):
         p.join(max(0, end-time.monotonic()))
         if p.is_alive(): p.kill()
+        p.join(1)
 
 def _close_all():
     for o in list(_pools): o.close()
@@ -246,7 +247,6 @@ def start(self:WorkerPool):
     try: self.mem = ctx.RawArray(ctypes.c_ubyte, self.slot*self.n_slots)
     except OSError: self.mem,self.free = None,[] # no room to share: everything goes through the pipe
     self.ex = ProcessPoolExecutor(self.n_workers, mp_context=ctx, initializer=_start_worker, initargs=(self.jobs,self.mem))
-    self.ex.submit(int)
     self.procs = self.ex._processes
     self.end = weakref.finalize(self, _stop, self.ex, self.procs, os.getpid())
 
@@ -469,4 +469,5 @@ def verify_images(
     fns = get_image_files(path) if isinstance(path, (str,Path)) else L(path)
     parts = [fns[i:i+32] for i in range(0, len(fns), 32)]
     with ProcessPoolExecutor(n_workers if _fork() else 0) as ex:
-        return L(progress_bar(ex.map(_problems, parts), total=len(parts), leave=False, display=progress)).concat()
+        res = ex.map(_problems, parts)
+        return L(progress_bar(res, total=len(parts), leave=False) if progress else res).concat()
