@@ -141,9 +141,7 @@ def before_fit(self:ParamScheduler):
     for k in self.scheds:
         if k not in have: raise KeyError(f'This optimizer has no hyper-parameter {k!r} to schedule; it has: {", ".join(have)}.')
     self.hps = {k:[] for k in self.scheds}
-    if not hasattr(self.learn, 'recorder'): return
-    if self is first(cb for cb in self.learn.cbs if isinstance(cb, ParamScheduler)): self.recorder.hps = {}
-    self.recorder.hps.update(self.hps)
+    if hasattr(self.learn, 'recorder'): self.recorder.hps.update(self.hps)
 
 # %% ../nbs/08_schedule.ipynb #cf59ab6b
 class _RateScheduler(ParamScheduler):
@@ -199,7 +197,7 @@ def plot_sched(self:Recorder,
     figsize:tuple|None=None, # Width and height in inches
 ): # The axes, an array
     "Draw the hyper-parameters of the last training, batch by batch"
-    hps = getattr(self, 'hps', None) or dict(lr=self.lrs)
+    hps = self.hps or dict(lr=self.lrs)
     keys = list(hps) if keys is None else list(L(keys))
     _,axs = plt.subplots(1, len(keys), figsize=figsize or (4.5*len(keys),3), squeeze=False)
     for k,ax in zip(keys, axs[0]):
@@ -348,10 +346,11 @@ def _undo_plain(o):
 
 def _data_parts(dls):
     "The loaders of `dls`, and what they are made of"
-    dls = L(dls, getattr(dls, 'train', None), getattr(dls, 'valid', None)) + L(getattr(dls, 'loaders', None))
-    names = 'ds,dataset,sampler,batch_sampler,after_batch'.split(',')
-    parts = dls + L(getattr(o, k, None) for o in dls for k in names).map(L).concat()
-    return parts.filter(lambda o: hasattr(o, '__dict__'))
+    res = [dls, getattr(dls, 'train', None), getattr(dls, 'valid', None), *(getattr(dls, 'loaders', None) or [])]
+    for o in list(res):
+        for k in ('ds','dataset','sampler','batch_sampler'): res.append(getattr(o, k, None))
+        res.extend(getattr(o, 'after_batch', None) or [])
+    return [o for o in res if hasattr(o, '__dict__')]
 
 # %% ../nbs/08_schedule.ipynb #15482430
 def _snapshot(learn):
