@@ -175,7 +175,7 @@ def color_dim(self:ActivationStats,
 ): # The axes
     "Draw the histograms of a layer, one column a batch"
     ax = ax or plt.subplots(figsize=figsize)[1]
-    ax.imshow(self.hist(idx).numpy(), origin='lower', aspect='auto', extent=(0, len(self.stats), 0, self.top))
+    ax.imshow(self.hist(idx).numpy(), origin='lower', aspect='auto', extent=(0, len(self.stats)*(self.every or 1), 0, self.top))
     ax.set(xlabel='batch', ylabel='|output|', title=f'{idx}: {type(self.layers[idx]).__name__}')
     return ax
 

@@ -341,7 +341,8 @@ def _undo(o):
 def _undo_plain(o):
     plain = (int,float,str,type(None))
     old = {k:v for k,v in vars(o).items() if isinstance(v, plain)}
-    def _back(): vars(o).update({k:v for k,v in old.items() if isinstance(vars(o).get(k), plain)})
+    # `_iterator`: PyTorch's persistent workers, which draw a seed when they start
+    def _back(): vars(o).update({k:v for k,v in old.items() if isinstance(vars(o).get(k), plain) or k=='_iterator'})
     return _back
 
 def _data_parts(dls):
