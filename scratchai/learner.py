@@ -330,7 +330,7 @@ def one_batch(self:Learner,
     "Train on a batch, or validate on it"
     self._ctrl_c.busy = True
     self.iter,self.pred,self.loss,self.loss_grad = i,None,None,None
-    self.xb,self.yb = _split(self.dls, to_device(b, ifnone(self.device, _device(self))))
+    self.xb,self.yb = _split(self.dls, to_device(b, self.device or _device(self)))
     self._with_events(self._do_one_batch, 'batch')
     self._ctrl_c.release()
 
@@ -662,7 +662,8 @@ def after_batch(self:Recorder):
     if learn.loss is None: return
     if learn.training:
         self.smooth.accumulate(learn)
-        self.lrs.append(learn.opt.hypers[-1]['lr'])
+        *_,last = learn.opt.hypers
+        self.lrs.append(last['lr'])
     elif self.valid_metrics: self.avg.accumulate(learn)
     if self.train_metrics if learn.training else self.valid_metrics:
         for m in learn.metrics: m.accumulate(learn)
