@@ -60,13 +60,15 @@ def show_predictions(
     "Validation pictures with predicted names, and true ones where they differ"
     ds,names,preds = learn.dls.valid_ds,words(learn.dls.vocab),valid_preds(learn)
     idxs = torch.randperm(len(ds), generator=torch.Generator().manual_seed(seed))[:n].tolist()
-    if axs is None: axs = plt.subplots(-(-len(idxs)//6), 6, figsize=(9, 1.9*-(-len(idxs)//6)), squeeze=False)[1].flatten()
+    rows = -(-len(idxs)//6)
+    if axs is None: axs = plt.subplots(rows, 6, figsize=(9, 1.9*rows), squeeze=False)[1].flatten()
     for ax in axs: ax.axis('off')
     return [_show_prediction(*ds[i], names, preds[i], ax) for ax,i in zip(axs, idxs)]
 
 def _show_prediction(im, targ, names, pred, ax):
     p,t = names[pred],names[int(targ)]
-    show_image(im, ax=ax).set_title(p if p==t else f'{p}\n(is: {t})', fontsize=8, color='green' if p==t else 'firebrick')
+    text,color = (p,'green') if p==t else (f'{p}\n(is: {t})','firebrick')
+    show_image(im, ax=ax).set_title(text, fontsize=8, color=color)
     return p,t
 
 # %% ../nbs/20_imagenette.ipynb #1e871ac7
@@ -203,7 +205,7 @@ def scratchai_train(
     arch:str='simple_cnn', # Architecture
     epochs:int=10, # Passes over the training pictures
     lr:float=0.01, # Top learning rate of the 1cycle schedule
-    bs:int=64, # Pictures a batch
+    bs:int=32, # Pictures a batch
     size:int=64, # Side in pixels to which pictures are brought
     n_workers:int=None, # Processes that decode pictures; 0: none beside the main one (default: one a core)
     seed:int=42, # The same seed gives the same model
