@@ -211,7 +211,8 @@ def _append(url, part, timeout, progress):
         todo = int(r.headers.get('Content-Length') or 0)
         tag.write_text(r.headers.get('ETag') or r.headers.get('Last-Modified') or '')
         with part.open('ab' if start else 'wb') as f:
-            for o in progress_bar(iter(lambda: r.read(2**18), b''), total=todo/2**18, leave=False, display=progress): f.write(o)
+            parts = iter(lambda: r.read(2**18), b'')
+            for o in progress_bar(parts, total=-(-todo//2**18), leave=False) if progress else parts: f.write(o)
     return start+todo if todo else None
 
 # %% ../nbs/01b_files.ipynb #d8659228
@@ -315,9 +316,9 @@ def untar_data(
     "Download, check and unpack an archive, once; the folder is there whole or not at all"
     (file,folder),url = _places(str(url), dest),str(url)
     known = URLs.known.get(url, (None,None))
-    for o in (folder,file): o.parent.mkdir(parents=True, exist_ok=True)
+    for o in (folder.parent,file.parent,cache_dir('archives')): o.mkdir(parents=True, exist_ok=True)
     if folder.is_dir() and not force_download: return folder
-    with _locked(folder.with_name(f'.{folder.name}.lock')):
+    with _locked(cache_dir('archives', f'{folder.name}.lock')):
         if force_download or not folder.is_dir():
             _install(url, file, folder, ifnone(size, known[0]), ifnone(digest, known[1]), timeout, progress, force_download)
     return folder
