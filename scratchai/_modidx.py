@@ -899,6 +899,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'scratchai.schedule._rule_name': ('schedule.html#_rule_name', 'scratchai/schedule.py'),
                                     'scratchai.schedule._snapshot': ('schedule.html#_snapshot', 'scratchai/schedule.py'),
                                     'scratchai.schedule._suggester': ('schedule.html#_suggester', 'scratchai/schedule.py'),
+                                    'scratchai.schedule._torch_gens': ('schedule.html#_torch_gens', 'scratchai/schedule.py'),
                                     'scratchai.schedule._undo': ('schedule.html#_undo', 'scratchai/schedule.py'),
                                     'scratchai.schedule._undo_container': ('schedule.html#_undo_container', 'scratchai/schedule.py'),
                                     'scratchai.schedule._undo_gen': ('schedule.html#_undo_gen', 'scratchai/schedule.py'),

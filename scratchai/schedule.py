@@ -354,14 +354,16 @@ def _data_parts(dls):
     return [o for o in res if hasattr(o, '__dict__')]
 
 # %% ../nbs/08_schedule.ipynb #15482430
+def _torch_gens():
+    if torch.cuda.is_available(): torch.cuda.init()
+    return [torch.default_generator, *torch.cuda.default_generators]
+
 def _snapshot(learn):
     "How to put back everything that can be reached from `learn`"
     data = _data_parts(learn.dls)
-    if torch.cuda.is_available(): torch.cuda.init()
     undo,seen = [_undo_plain(o) for o in data],{id(o):o for o in data}
     undo += [partial(random.setstate, random.getstate()), partial(np.random.set_state, np.random.get_state())]
-    todo = [learn, torch.default_generator, *torch.cuda.default_generators]
-    todo += [v for o in data for v in vars(o).values() if isinstance(v, _gens)]
+    todo = [learn, *_torch_gens(), *[v for o in data for v in vars(o).values() if isinstance(v, _gens)]]
     while todo:
         o = todo.pop()
         if id(o) in seen: continue
@@ -370,7 +372,7 @@ def _snapshot(learn):
         todo += _inside(o)
     return undo
 
-# %% ../nbs/08_schedule.ipynb #182cdf23
+# %% ../nbs/08_schedule.ipynb #3587ae1b
 @contextmanager
 def _ctrl_c_waits():
     old,waiting = signal.getsignal(signal.SIGINT),[]
@@ -381,6 +383,7 @@ def _ctrl_c_waits():
         if old: signal.signal(signal.SIGINT, old)
     if waiting: old(*waiting[0])
 
+# %% ../nbs/08_schedule.ipynb #182cdf23
 @patch
 @contextmanager
 def no_trace(self:Learner):
@@ -467,11 +470,12 @@ def suggest(self:LRFinder,
 )->dict: # `(rate, point)` by name of the rule
     "What each rule makes of the search"
     pts = [(lr,o) for lr,o in zip(self.rates, self.losses) if math.isfinite(o)]
-    if not pts: raise ValueError(f'No finite loss was seen in the {len(self.hps["lr"])} batches of this search, so no rate can be suggested: look at data, model and loss.')
+    if not pts: raise ValueError(f'No finite loss was seen in the {len(self.hps["lr"])} batches of this search, so it suggests no rate: check data, model, loss.')
     cut = pts[self.num_it//10:-5] or pts
     lrs,losses = torch.tensor(cut, dtype=torch.float64).T
     return {_rule_name(f):f(lrs, losses, self.num_it) for f in map(_suggester, funcs)}
 
+# %% ../nbs/08_schedule.ipynb #b5355f46
 @patch
 def plot(self:LRFinder,
     marks:dict|None=None, # What `suggest` returned: points to mark
