@@ -74,7 +74,7 @@ def plot_sched(
 ): # The axes
     "Draw schedules as functions of `pos`"
     if not isinstance(scheds, dict): scheds = {f'{i}':f for i,f in enumerate(L(scheds))}
-    if ax is None: _,ax = plt.subplots(figsize=(5,3))
+    if ax is None: _,ax = plt.subplots(figsize=(4.5,2.7))
     pos = np.linspace(0, 1, n)
     for k,f in scheds.items(): ax.plot(pos, [f(p) for p in pos], label=k, **kwargs)
     ax.set(xlabel='pos', ylabel='value')
@@ -339,11 +339,8 @@ def _undo(o):
 
 # %% ../nbs/08_schedule.ipynb #8d9975a1
 def _undo_plain(o):
-    plain = (int,float,str,type(None))
-    old = {k:v for k,v in vars(o).items() if isinstance(v, plain)}
-    # `_iterator`: PyTorch's persistent workers, which draw a seed when they start
-    def _back(): vars(o).update({k:v for k,v in old.items() if isinstance(vars(o).get(k), plain) or k=='_iterator'})
-    return _back
+    "How to put back the numbers, texts and `None`s among the attributes of `o`"
+    return partial(vars(o).update, {k:v for k,v in vars(o).items() if isinstance(v, (int,float,str,type(None)))})
 
 def _data_parts(dls):
     "The loaders of `dls`, and what they are made of"
@@ -483,7 +480,7 @@ def plot(self:LRFinder,
     ax=None, # matplotlib axes to draw on; `None` makes a figure
 ): # The axes
     "Draw the smoothed loss over the rate"
-    ax,n = ax or plt.subplots(figsize=(5,3))[1],max(len(self.rates)-skip_end, 2)
+    ax,n = ax or plt.subplots(figsize=(4.5,2.7))[1],max(len(self.rates)-skip_end, 2)
     ax.semilogx(self.rates[:n], self.losses[:n])
     for k,(lr,pt) in (marks or {}).items(): ax.plot(*pt, 'o', label=f'{k} {lr:.2g}')
     ax.set(xlabel='learning rate', ylabel='loss (smoothed)')
