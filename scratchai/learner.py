@@ -477,7 +477,7 @@ def _end(self:Learner):
     with ExitStack() as stack:
         stack.callback(self.__dict__.update, _idle, busy=False, training=False)
         for cb in self.cbs: stack.callback(cb.__dict__.pop, 'run', None)
-        for cb,f,_ in reversed(_find_calls(self.cbs)['cleanup_fit']):
+        for cb,f,_ in reversed((self._calls or _find_calls(self.cbs))['cleanup_fit']):
             if cb.run: stack.callback(_call_one, cb, f, 'cleanup_fit')
 
 # %% ../nbs/07_learner.ipynb #13c28e0b
