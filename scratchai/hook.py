@@ -151,6 +151,7 @@ def after_batch(self:ActivationStats):
     if self.live: self.stats.append(self.hooks.stored)
     super(ActivationStats, self).after_batch()
 
+# %% ../nbs/09c_hook.ipynb #3f23194f
 @patch
 def layer_stats(self:ActivationStats,
     idx:int, # Number of the layer
@@ -167,6 +168,7 @@ def hist(self:ActivationStats,
     if not self.with_hist: raise ValueError('No histograms were kept: use `ActivationStats(with_hist=True)`.')
     return torch.stack([o[idx]['hist'] for o in self.stats]).T.float().log1p().cpu()
 
+# %% ../nbs/09c_hook.ipynb #06e5e669
 @patch
 def color_dim(self:ActivationStats,
     idx:int, # Number of the layer
@@ -179,6 +181,7 @@ def color_dim(self:ActivationStats,
     ax.set(xlabel='batch', ylabel='|output|', title=f'{idx}: {type(self.layers[idx]).__name__}')
     return ax
 
+# %% ../nbs/09c_hook.ipynb #c3f7e574
 @patch
 def plot_layer_stats(self:ActivationStats,
     idx:int, # Number of the layer
@@ -233,7 +236,7 @@ def after_step(self:TraceCallback): self._mark('step')
 @patch
 def after_batch(self:TraceCallback): self._mark('other')
 
-# %% ../nbs/09c_hook.ipynb #b1eccd3d
+# %% ../nbs/09c_hook.ipynb #ea2ef2cd
 @patch
 def totals(self:TraceCallback)->dict: # Seconds by part; validation is one part
     "Where the time of the epoch went"
@@ -241,6 +244,7 @@ def totals(self:TraceCallback)->dict: # Seconds by part; validation is one part
     for phase,training,_,secs in self.spans: res[phase if training else 'validation'] += secs
     return res
 
+# %% ../nbs/09c_hook.ipynb #b1eccd3d
 @patch
 def plot(self:TraceCallback,
     span:tuple|None=None, # From and to, in seconds since the epoch began; `None`: all of it

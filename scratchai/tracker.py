@@ -104,7 +104,7 @@ class SaveModelCallback(TrackerCallback):
         super().__init__(monitor, comp, min_delta, reset_on_fit)
         store_attr('fname,every_epoch,at_end')
 
-# %% ../nbs/09_tracker.ipynb #76d9529d
+# %% ../nbs/09_tracker.ipynb #739d993a
 @patch
 def before_fit(self:SaveModelCallback):
     super(SaveModelCallback, self).before_fit()
@@ -119,6 +119,7 @@ def after_epoch(self:SaveModelCallback):
         _say(self.learn, f'Better model found at epoch {self.epoch}: {self.monitor} {self.best:.6g}.')
         self.best_name,self.last_saved_path = self.fname,self.learn.save(self.fname)
 
+# %% ../nbs/09_tracker.ipynb #76d9529d
 @patch
 def after_fit(self:SaveModelCallback):
     if self.at_end: self.last_saved_path = self.learn.save(self.fname)
