@@ -259,7 +259,7 @@ def zero_grad(self:Module,
     "Forget the gradients of all parameters"
     for p in self.parameters():
         if set_to_none or p.grad is None: p.grad = None
-        else: p.grad = torch.zeros_like(p.grad)
+        else: p.grad = p.grad.detach().zero_()
 
 # %% ../nbs/03_module.ipynb #a4db5210
 def _mover(args, kwargs):
@@ -306,7 +306,7 @@ def cpu(self:Module)->Module: # `self`
 class _Handle:
     "What `register_forward_hook` returns: `remove`, or leave the `with` block"
     def __init__(self, m, k): self.m,self.k = m,k
-    def remove(self): self.m.__hooks__ = {k:v for k,v in self.m.__hooks__.items() if k!=self.k}
+    def remove(self): self.m.__hooks__ = {k:v for k,v in self.m.__hooks__.items() if k is not self.k}
     def __enter__(self): return self
     def __exit__(self, *exc): self.remove()
 
@@ -316,7 +316,7 @@ def register_forward_hook(self:Module,
     hook, # Called as `hook(module, inputs, output)`; what it returns, unless `None`, replaces the output
 )->_Handle: # Call its `remove`, or use it in a `with` statement
     "Run `hook` after each `forward`"
-    k = max(self.__hooks__, default=-1)+1
+    k = object()
     self.__hooks__ = {**self.__hooks__, k:hook}
     return _Handle(self, k)
 
