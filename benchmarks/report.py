@@ -11,7 +11,7 @@ def machine()->str:
     names = re.findall('model name\t: (.+)', cpu.read_text()) if cpu.exists() else []
     gpu = f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''
     return (f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, "
-            f"torch {torch.__version__}; {time.strftime('%Y-%m-%d')}; `{' '.join(['python', *sys.argv])}`")
+            f"torch {torch.__version__}; {time.strftime('%Y-%m-%d')}; `python benchmarks/{' '.join(Path(o).name for o in sys.argv)}`")
 
 def table(rows:list)->str:
     "Markdown of a list of rows, the first one the header"

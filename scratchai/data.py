@@ -140,7 +140,7 @@ def summary(self:DataLoaders):
     "What happens to the first item, step by step"
     ds,dl = self.train_ds,self.train
     (x,y),b = ds[0],dl.collate_fn([ds[0]])
-    if hasattr(ds, 'fns'): print(f'file       {ds.fns[0]}')
+    if hasattr(ds, 'fns'): print('file       …/' + '/'.join(Path(ds.fns[0]).parts[-3:]))
     print(f'item       {_what(torch.as_tensor(x))}; label {y}'+(f' = {self.vocab[y]!r}' if self.vocab else ''))
     print(f'collate    {_what(b[0])} and {_what(b[1])}')
     b = to_device(b, self.device)

@@ -186,7 +186,8 @@ def cli_errors(
 def _make_learner(path, what, arch, bs, size, n_workers, seed, out):
     set_seed(seed)
     dls = ImageDataLoaders.from_folder(path, size=size, bs=bs, n_workers=n_workers, seed=seed)
-    print(f'Data: {what}, {len(dls.train_ds):,} training and {len(dls.valid_ds):,} validation pictures of {dls.c} classes, in {path}')
+    n,where = [len(o) for o in (dls.train_ds,dls.valid_ds)],str(path).replace(str(Path.home()), '~')
+    print(f'Data: {what}, {n[0]:,} training and {n[1]:,} validation pictures of {dls.c} classes, in {where}')
     learn = Learner(dls, archs[arch](dls.c), metrics=accuracy, path=out)
     print(f'Model: {arch}, {sum(p.numel() for p in learn.model.parameters()):,} parameters, on {dls.device}', flush=True)
     return learn

@@ -9,6 +9,7 @@ root = Path(__file__).resolve().parent.parent
 def readme()->str:
     "The README's text: the notebook without its hidden cells and directives, links made relative to the root"
     nb = nbformat.read(root/'nbs/index.ipynb', 4)
+    nb.metadata['language_info'] = {'name': 'python'}
     nb.cells = [c for c in nb.cells if not re.match(r'#\|\s*(hide|default_exp)\b', c.source)]
     for c in nb.cells: c.source = re.sub(r'(?m)^#\|.*\n', '', c.source)
     text = MarkdownExporter().from_notebook_node(nb)[0]

@@ -8,7 +8,7 @@ bin_ = Path(sys.executable).parent
 tmp = Path(tempfile.mkdtemp(prefix='scratchai-test-'))
 modules = [f.stem for f in (root/'scratchai').glob('*.py') if f.stem!='_modidx']
 # Nothing outside the temporary folder is written; a deprecation that our code causes is an error; two notebooks run side by side
-env = dict(os.environ, SCRATCHAI_HOME=str(tmp/'home'), MPLBACKEND='agg', MPLCONFIGDIR=str(tmp/'mpl'), OMP_NUM_THREADS='1', PATH=f"{bin_}{os.pathsep}{os.environ['PATH']}",
+env = dict(os.environ, SCRATCHAI_HOME=str(tmp/'home'), MPLBACKEND='agg', MPLCONFIGDIR=str(tmp/'mpl'), OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', PATH=f"{bin_}{os.pathsep}{os.environ['PATH']}",
            PYTHONWARNINGS=','.join(f'error::DeprecationWarning:scratchai.{m}' for m in modules))
 for k in ('PYTHONPATH', 'MAKEFLAGS', 'MAKELEVEL'): env.pop(k, None)
 
