@@ -957,11 +957,11 @@ def _draw_loop(steps, row=0.2):
         code = cbs is None
         ax.text(3*depth+1.5, i+0.5, text, va='center', family='monospace', size=8, color='black' if code else 'tab:blue', weight='bold' if code else 'normal')
         for j,cb in enumerate(cbs or ()):
-            ax.text(58+14*j, i+0.5, cb.name, va='center', size=7.5, bbox=dict(boxstyle='round,pad=0.2', fc='moccasin', ec='orange', lw=0.5))
+            ax.text(54+13*j, i+0.5, cb.name, va='center', size=7.5, bbox=dict(boxstyle='round,pad=0.2', fc='moccasin', ec='orange', lw=0.5))
 
 def _draw_box(ax, i, depth, steps):
     end = next((j for j in range(i+1, len(steps)) if steps[j][0]<=depth), len(steps))
-    ax.add_patch(plt.Rectangle((3*depth+0.5, i), 99-6*depth, end-i, fc=plt.cm.Blues(0.04+0.07*depth), ec='steelblue', lw=0.6))
+    ax.add_patch(plt.Rectangle((3*depth+0.5, i), 99-4*depth, end-i, fc=plt.cm.Blues(0.04+0.07*depth), ec='steelblue', lw=0.6))
 
 # %% ../nbs/07_learner.ipynb #bdce209a
 def _write(state, file):
