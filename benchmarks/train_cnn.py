@@ -13,14 +13,14 @@ def ours(data, epochs):
 
 def fastai(data, epochs):
     import peers
-    from fastai.vision.all import (AdaptiveAvgPool2d,CategoryBlock,CrossEntropyLossFlat,DataBlock,Flatten,GrandparentSplitter,ImageBlock,Learner,Normalize,
-        Resize,SGD,accuracy,apply_init,get_image_files,imagenet_stats,nn,parent_label,set_seed)
+    from fastai.vision.all import (CategoryBlock,CrossEntropyLossFlat,DataBlock,GrandparentSplitter,ImageBlock,Learner,Normalize,Resize,
+        SGD,accuracy,apply_init,get_image_files,imagenet_stats,nn,parent_label,set_seed)
     set_seed(42)
     block = DataBlock((ImageBlock,CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=GrandparentSplitter(valid_name='val'),
                       item_tfms=Resize(size, method='squish'), batch_tfms=Normalize.from_stats(*imagenet_stats))
     dls = block.dataloaders(data, bs=bs, num_workers=2, device='cpu')
     convs = [l for ni,nf in [(3,16),(16,32),(32,64),(64,128)] for l in (nn.Conv2d(ni, nf, 3, 2, 1), nn.ReLU())]
-    model = nn.Sequential(*convs, AdaptiveAvgPool2d(1), Flatten(), nn.Linear(128, dls.c))
+    model = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, dls.c))
     apply_init(model)
     learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): return timed(learn, epochs, moms=(0,0,0))
