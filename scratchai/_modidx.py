@@ -463,6 +463,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'scratchai.learner._CtrlC.caught': ('learner.html#_ctrlc.caught', 'scratchai/learner.py'),
                                    'scratchai.learner._CtrlC.release': ('learner.html#_ctrlc.release', 'scratchai/learner.py'),
                                    'scratchai.learner._LossText': ('learner.html#_losstext', 'scratchai/learner.py'),
+                                   'scratchai.learner._LossText.__bool__': ('learner.html#_losstext.__bool__', 'scratchai/learner.py'),
                                    'scratchai.learner._LossText.__init__': ('learner.html#_losstext.__init__', 'scratchai/learner.py'),
                                    'scratchai.learner._LossText.__str__': ('learner.html#_losstext.__str__', 'scratchai/learner.py'),
                                    'scratchai.learner._Text': ('learner.html#_text', 'scratchai/learner.py'),

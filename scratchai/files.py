@@ -172,13 +172,13 @@ class Dataset:
         labels = L(fns).map(labels) if callable(labels) else L(labels)
         if len(labels)!=len(fns): raise ValueError(f'There are {len(fns)} pictures but {len(labels)} labels.')
         store_attr('size,method,tfm')
-        self.fns,self.cache,self.random = PackedPaths(fns),None,tfm is not None
+        self.fns,self.random = PackedPaths(fns),tfm is not None
         self.vocab = labels.unique(sort=True) if vocab is None else L(vocab)
         self.v2i = self.vocab.val2idx()
         self.y = _numbers(labels, self.v2i, fns)
     def __len__(self): return len(self.y)
     def __getitem__(self, i):
-        x = self.decode(i) if self.cache is None else self.cache.item(i, self.decode)
+        x = self.decode(i)
         return (self.tfm(x) if self.tfm else x),int(self.y[i])
     def decode(self, i): return torch.from_numpy(np.array(open_image(self.fns.name(i), self.size, self.method)))
 
