@@ -769,7 +769,8 @@ def _bars():
 class _LossText:
     "Text beside a bar, which is fetched from the device only when the bar is drawn"
     def __init__(self, learn): self.learn = learn
-    def __str__(self): return '' if self.learn.smooth_loss is None else f'{self.learn.smooth_loss:.4f}'
+    def __bool__(self): return self.learn.train_iter>0 and self.learn.smooth_loss is not None
+    def __str__(self): return f'{self.learn.smooth_loss:.4f}'
 
 # %% ../nbs/07_learner.ipynb #59c3c2fd
 class ProgressCallback(Callback):
