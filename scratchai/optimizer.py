@@ -416,8 +416,8 @@ def multi(
     f.multi = True
     return f
 
-for f in (sgd_step, weight_decay, l2_reg, average_grad, average_sqr_grad, momentum_step, rms_prop_step, step_stat, adam_step, nadam_step,
-          momentum_warmup, radam_step, qhadam_step, lamb_step, lion_step, slow_start, lookahead_step): multi(f)
+_ours = (sgd_step, weight_decay, l2_reg, average_grad, average_sqr_grad, momentum_step, rms_prop_step, step_stat, adam_step, nadam_step)
+for f in (*_ours, momentum_warmup, radam_step, qhadam_step, lamb_step, lion_step, slow_start, lookahead_step): multi(f)
 
 # %% ../nbs/06_optimizer.ipynb #b1915c30
 def _key(p, state):
@@ -518,7 +518,7 @@ def _record(cbs, state, hyper):
 
 # %% ../nbs/06_optimizer.ipynb #3503ac71
 _formulas = dict(add=lambda x,y,alpha=1: x+alpha*y, sub=lambda x,y,alpha=1: x-alpha*y, addcmul=lambda x,a,b,value=1: x+value*a*b,
-                 addcdiv=lambda x,a,b,value=1: x+value*a/b, lerp=lambda x,y,w: x+w*(y-x), copy=lambda x,y: y)
+    addcdiv=lambda x,a,b,value=1: x+value*a/b, lerp=lambda x,y,w: x+w*(y-x), copy=lambda x,y: y)
 
 def _formula(name, func):
     base = name[:-1] if _inplace(name) else name
@@ -543,6 +543,7 @@ def _compile(ops, names, tss, scalars):
 def _flat(t): return torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage(), t.storage_offset(), (t.numel(),))
 def _whole(p, state): return all(t.is_contiguous() for t in (p, p.grad, *state.values()) if isinstance(t, Tensor))
 
+# %% ../nbs/06_optimizer.ipynb #6a9d2268
 def _pick(ps, states):
     "Places of the tensors to fuse, a multiple of four or all, and how many go together"
     big = sorted((i for i,p in enumerate(ps) if p.numel()>=2**13 and _whole(p, states[i])), key=lambda i: -ps[i].numel())
@@ -645,8 +646,8 @@ def _misfits(saved, ps):
     "What in `saved` does not fit the parameters `ps`, a line each"
     unknown = [f'`{n}` is no parameter here' for n,s in saved.items() if n not in ps and s]
     def tensors(n): return [(k,v) for k,v in saved[n].items() if isinstance(v, Tensor) and v.dim()]
-    return unknown + [f'`{k}` of `{n}` has shape {tuple(v.shape)}, the parameter has {tuple(p.shape)}'
-                      for n,p in ps.items() if n in saved for k,v in tensors(n) if v.shape!=p.shape]
+    other = [(n,k,v,p) for n,p in ps.items() if n in saved for k,v in tensors(n) if v.shape!=p.shape]
+    return unknown + [f'`{k}` of `{n}` has shape {tuple(v.shape)}, the parameter has {tuple(p.shape)}' for n,k,v,p in other]
 
 def _for(p, v): return v if not isinstance(v, Tensor) else v.to(p.device, copy=True) if v.dim() else v.clone()
 
@@ -672,8 +673,8 @@ def _load(self:_BaseOptimizer, sd, names, ps):
         if n in sd['state']: self._load_state(p, {k:_for(p, v) for k,v in sd['state'][n].items()})
     was = {n:h for group,h in zip(sd['groups'], sd['hypers']) for n in group}
     found = [next((was[n] for n in group if n in was), None) for group in names]
-    for k in {k for h in found if h for k in h}:
-        self._put(k, [h[k] if h and k in h else old.get(k) for h,old in zip(found, self.hypers)])
+    def values(k): return [h[k] if h and k in h else old.get(k) for h,old in zip(found, self.hypers)]
+    for k in {k for h in found if h for k in h}: self._put(k, values(k))
 
 @patch
 def _load_state(self:Optimizer, p, state): self.state[p] = state
