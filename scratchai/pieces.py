@@ -11,6 +11,7 @@ __all__ = ['sgd_step', 'weight_decay', 'Optimizer', 'debias', 'average_grad', 'm
 # %% ../nbs/05b_pieces.ipynb #fb773d09
 import inspect,math
 from collections import defaultdict
+from collections.abc import Iterable
 from numbers import Real
 import numpy as np,torch
 from torch import Tensor
@@ -38,6 +39,7 @@ def _check_groups(groups):
     return groups
 
 def _to_groups(params):
+    if not isinstance(params, (Tensor,Iterable)): raise TypeError(f"Parameters should be a list or a generator; for a model, give its `.parameters()`. This is a {type(params).__name__}.")
     params = [params] if isinstance(params, Tensor) else list(params)
     flat = all(isinstance(o, Tensor) for o in params)
     return _check_groups(L([L(params)]) if flat else L(L(list(o)) for o in params))
@@ -58,6 +60,7 @@ def _check_lr(k, v):
 # %% ../nbs/05b_pieces.ipynb #281eccf0
 def _piece(cb): return getattr(cb, 'func', cb)
 def _defaults(cb): return getattr(_piece(cb), 'defaults', {})
+def _name(cb): return getattr(_piece(cb), '__name__', str(cb)) + (str(cb.keywords) if isinstance(cb, partial) else '')
 
 def _knows(cb):
     "The names that a piece takes by keyword"
@@ -109,12 +112,15 @@ class Optimizer(_BaseOptimizer):
             raise ValueError(f"No piece knows the hyper-parameter `{k}`; known are {', '.join(sorted(set().union(*self.cbs.map(_knows))))}.")
         for h,v in zip(self.hypers, vs): h[k] = v
 
+    def __repr__(self):
+        groups = [f'{len(pg)} tensors, {h}' for pg,h in zip(self.param_lists, self.hypers)]
+        return '\n'.join([f"Optimizer of {', '.join(self.cbs.map(_name))}", *groups])
+
 # %% ../nbs/05b_pieces.ipynb #1ab77841
 def _run_piece(cb, p, state, hyper):
     new = cb(p, **{**state, **hyper})
     if new is None or isinstance(new, dict): return new or {}
-    name = getattr(_piece(cb), '__name__', cb)
-    raise TypeError(f"The piece `{name}` returned a {type(new).__name__}; it may return a dict of new state, or None.")
+    raise TypeError(f"The piece `{_name(cb)}` returned a {type(new).__name__}; it may return a dict of new state, or None.")
 
 @patch
 @torch.no_grad()
