@@ -62,6 +62,7 @@ def _piece(cb): return getattr(cb, 'func', cb)
 def _defaults(cb): return getattr(_piece(cb), 'defaults', {})
 def _name(cb): return getattr(_piece(cb), '__name__', str(cb)) + (str(cb.keywords) if isinstance(cb, partial) else '')
 
+# %% ../nbs/05b_pieces.ipynb #7c1d421f
 def _knows(cb):
     "The names that a piece takes by keyword"
     ps = list(inspect.signature(_piece(cb)).parameters.values())[1:]
