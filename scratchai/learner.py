@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt,torch
-from safetensors.torch import load_file,save_file
 from torch import Tensor
 from fastcore.all import *
 from .core import *
@@ -963,32 +962,3 @@ def _draw_loop(steps, row=0.2):
 def _draw_box(ax, i, depth, steps):
     end = next((j for j in range(i+1, len(steps)) if steps[j][0]<=depth), len(steps))
     ax.add_patch(plt.Rectangle((3*depth+0.5, i), 99-4*depth, end-i, fc=plt.cm.Blues(0.04+0.07*depth), ec='steelblue', lw=0.6))
-
-# %% ../nbs/07_learner.ipynb #bdce209a
-def _write(state, file):
-    "Write tensors to `file`, whole or not at all"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f'{file.name}.{os.getpid()}.part')
-    try:
-        save_file({k:v.detach().cpu().contiguous().clone() for k,v in state.items()}, part)
-        return part.replace(file)
-    finally: part.unlink(missing_ok=True)
-
-# %% ../nbs/07_learner.ipynb #9c1e9acd
-def _weights_file(learn, name): return learn.path/learn.model_dir/f"{str(name).removesuffix('.safetensors')}.safetensors"
-
-# %% ../nbs/07_learner.ipynb #321af3d9
-@patch
-def save(self:Learner,
-    file, # Name, without suffix, in `path/model_dir`
-)->Path: # The file
-    "Save the model's weights"
-    return _write(self.model.state_dict(), _weights_file(self, file))
-
-@patch
-def load(self:Learner,
-    file, # What `save` was given
-): # The learner
-    "Load weights that `save` has written"
-    self.model.load_state_dict(load_file(_weights_file(self, file)))
-    return self

@@ -12,7 +12,7 @@ import math,random,signal,threading
 from bisect import bisect_right
 from collections import deque,namedtuple
 from contextlib import contextmanager
-from functools import partial
+from functools import partial,update_wrapper
 
 import matplotlib.pyplot as plt,numpy as np,torch
 from torch import Tensor
@@ -152,6 +152,7 @@ class _RateScheduler(ParamScheduler):
         self.scheds = self.make(np.array([h['lr'] for h in self.opt.hypers]))
         super().before_fit()
 
+# %% ../nbs/08_schedule.ipynb #feae4fa9
 class OneCycle(_RateScheduler):
     "Rates from `lr/div` up to `lr`, then down to `lr/div_final`; momentum down and up"
     def __init__(self,
@@ -187,8 +188,7 @@ def fit_one_cycle(self:Learner,
     start_epoch:int=0, # Epochs already done, of `n_epoch`
 ):
     "Train with the 1cycle policy of Smith and Topin, https://arxiv.org/abs/1708.07120"
-    cycle = OneCycle(None, div, div_final, pct_start, self.moms if moms is None else moms)
-    self.fit(n_epoch, lr_max, wd=wd, cbs=L(cycle)+L(cbs), reset_opt=reset_opt, start_epoch=start_epoch)
+    self.fit(n_epoch, lr_max, wd, L(OneCycle(None, div, div_final, pct_start, ifnone(moms, self.moms)))+L(cbs), reset_opt, start_epoch)
 
 # %% ../nbs/08_schedule.ipynb #a58d76bc
 @patch
@@ -237,7 +237,7 @@ def fit_flat_cos(self:Learner,
     start_epoch:int=0, # Epochs already done, of `n_epoch`
 ):
     "Train at the full rate, then along a cosine"
-    self.fit(n_epoch, lr, wd=wd, cbs=L(FlatCos(None, div_final, pct_start))+L(cbs), reset_opt=reset_opt, start_epoch=start_epoch)
+    self.fit(n_epoch, lr, wd, L(FlatCos(None, div_final, pct_start))+L(cbs), reset_opt, start_epoch)
 
 # %% ../nbs/08_schedule.ipynb #cea453e7
 @patch
@@ -253,7 +253,7 @@ def fit_sgdr(self:Learner,
 ):
     "Train with warm restarts, https://arxiv.org/abs/1608.03983"
     lens = [cycle_len*cycle_mult**i for i in range(n_cycles)]
-    self.fit(sum(lens), lr_max, wd=wd, cbs=L(SGDR(lens))+L(cbs), reset_opt=reset_opt, start_epoch=start_epoch)
+    self.fit(sum(lens), lr_max, wd, L(SGDR(lens))+L(cbs), reset_opt, start_epoch)
 
 # %% ../nbs/08_schedule.ipynb #56b17a4c
 class LRFinder(ParamScheduler):
@@ -351,23 +351,26 @@ def _data_parts(dls):
     return [o for o in res if hasattr(o, '__dict__')]
 
 # %% ../nbs/08_schedule.ipynb #15482430
+def _undo_rand(): return [partial(random.setstate, random.getstate()), partial(np.random.set_state, np.random.get_state())]
 def _torch_gens():
     if torch.cuda.is_available(): torch.cuda.init()
     return [torch.default_generator, *torch.cuda.default_generators]
 
-def _snapshot(learn):
-    "How to put back everything that can be reached from `learn`"
-    data = _data_parts(learn.dls)
-    undo,seen = [_undo_plain(o) for o in data],{id(o):o for o in data}
-    undo += [partial(random.setstate, random.getstate()), partial(np.random.set_state, np.random.get_state())]
-    todo = [learn, *_torch_gens(), *[v for o in data for v in vars(o).values() if isinstance(v, _gens)]]
+# %% ../nbs/08_schedule.ipynb #efd133fe
+def _walk(todo, seen):
+    "`todo` and all that can be reached from it, each once"
     while todo:
         o = todo.pop()
         if id(o) in seen: continue
         seen[id(o)] = o
-        undo.append(_undo(o))
+        yield o
         todo += _inside(o)
-    return undo
+
+def _snapshot(learn):
+    "How to put back everything that can be reached from `learn`"
+    data = _data_parts(learn.dls)
+    todo = [learn, *_torch_gens(), *[v for o in data for v in vars(o).values() if isinstance(v, _gens)]]
+    return [*map(_undo_plain, data), *_undo_rand(), *map(_undo, _walk(todo, {id(o):o for o in data}))]
 
 # %% ../nbs/08_schedule.ipynb #3587ae1b
 @contextmanager
@@ -392,37 +395,38 @@ def no_trace(self:Learner):
             for f in undo: f()
 
 # %% ../nbs/08_schedule.ipynb #fb5d66f3
-def minimum(
-    lrs:Tensor, # Rates, `(n,)`
-    losses:Tensor, # Smoothed losses, `(n,)`
-    num_it:int, # Batches that were asked for
-)->tuple: # Rate, and the point `(rate, loss)` to mark
-    "A tenth of the rate with the lowest loss"
-    i = losses.argmin()
-    return lrs[i].item()/10,(lrs[i].item(),losses[i].item())
+def _rule(pick, div=1):
+    "A rule that suggests the rate of the point with index `pick(lrs, losses)`, divided by `div`"
+    def _inner(
+        lrs:Tensor, # Rates, `(n,)`
+        losses:Tensor, # Smoothed losses, `(n,)`
+        num_it:int, # Batches that were asked for
+    )->tuple: # Rate, and the point `(rate, loss)` to mark
+        i = pick(lrs, losses)
+        return lrs[i].item()/div,(lrs[i].item(),losses[i].item())
+    update_wrapper(_inner, pick).__dict__.pop('__wrapped__')
+    return _inner
 
-def steep(
-    lrs:Tensor, # Rates, `(n,)`
-    losses:Tensor, # Smoothed losses, `(n,)`
-    num_it:int, # Batches that were asked for
-)->tuple: # Rate, and the point `(rate, loss)` to mark
+# %% ../nbs/08_schedule.ipynb #1092dd78
+@partial(_rule, div=10)
+def minimum(lrs, losses):
+    "A tenth of the rate with the lowest loss"
+    return losses.argmin()
+
+@_rule
+def steep(lrs, losses):
     "The rate at which the loss falls fastest"
-    i = (losses.diff()/lrs.log().diff()).argmin() if len(lrs)>1 else 0
-    return lrs[i].item(),(lrs[i].item(),losses[i].item())
+    return (losses.diff()/lrs.log().diff()).argmin() if len(lrs)>1 else 0
 
 # %% ../nbs/08_schedule.ipynb #499111a7
-def valley(
-    lrs:Tensor, # Rates, `(n,)`
-    losses:Tensor, # Smoothed losses, `(n,)`
-    num_it:int, # Batches that were asked for
-)->tuple: # Rate, and the point `(rate, loss)` to mark
+@_rule
+def valley(lrs, losses):
     "The middle of the longest valley"
     falls,xs = [],losses.tolist()
     for i,x in enumerate(xs): falls.append(1 + max((f for f,y in zip(falls, xs[:i]) if y>x), default=0))
     end = int(np.argmax(falls))
     start,third = end-falls[end],falls[end]/3
-    i = max(start + int(third) + int(third/2), 0)
-    return lrs[i].item(),(lrs[i].item(),xs[i])
+    return max(start + int(third) + int(third/2), 0)
 
 # %% ../nbs/08_schedule.ipynb #62a9ba8c
 def slide(
@@ -439,8 +443,7 @@ def slide(
     for j in range(i, -1, -1):
         if abs(slopes[j+d]-slopes[j])<=thresh: break
         i = j
-    lr = lrs[i].item()*adjust_value
-    return lr,(lr,float(np.interp(math.log(lr), lrs.log(), losses)))
+    return (lr := lrs[i].item()*adjust_value),(lr,float(np.interp(math.log(lr), lrs.log(), losses)))
 
 # %% ../nbs/08_schedule.ipynb #925db082
 class SuggestionMethod:
@@ -458,7 +461,6 @@ def _suggester(f):
 def _rule_name(f):
     n = getattr(getattr(f, 'func', f), '__name__', '')
     return n if n.isidentifier() else 'own'
-
 
 # %% ../nbs/08_schedule.ipynb #d6320bb2
 @patch
@@ -488,6 +490,15 @@ def plot(self:LRFinder,
     return ax
 
 # %% ../nbs/08_schedule.ipynb #01c81706
+def _search(learn, finder):
+    skip = [o for o in learn.cbs if not getattr(type(o), 'run_lr_find', True)]
+    with learn.no_trace(), learn.removed_cbs(skip), learn.no_logging(): learn.fit(-(-finder.num_it//max(len(learn.dls.train), 1)), cbs=finder)
+
+def _suggested(found, finder):
+    SuggestedLRs = type('SuggestedLRs', (namedtuple('SuggestedLRs', list(found)),), dict(finder=finder))
+    return SuggestedLRs(*[o[0] for o in found.values()])
+
+# %% ../nbs/08_schedule.ipynb #7de56ad9
 @patch
 def lr_find(self:Learner,
     start_lr=1e-7, # First rate: a number, a list with one a group, or a `slice`
@@ -499,9 +510,7 @@ def lr_find(self:Learner,
 )->tuple: # A named tuple of rates, by name of the rule; its `finder` has `rates`, `losses`, and `plot`
     "Train with growing rates (Smith 2015, https://arxiv.org/abs/1506.01186), suggest one, and leave no trace"
     finder,funcs = LRFinder(start_lr, end_lr, num_it, stop_div),[_suggester(f) for f in tuplify(suggest_funcs)]
-    skip = [o for o in self.cbs if not getattr(type(o), 'run_lr_find', True)]
-    with self.no_trace(), self.removed_cbs(skip), self.no_logging(): self.fit(-(-num_it//max(len(self.dls.train), 1)), cbs=finder)
+    _search(self, finder)
     found = finder.suggest(*funcs)
     if show_plot: finder.plot(found)
-    SuggestedLRs = type('SuggestedLRs', (namedtuple('SuggestedLRs', list(found)),), dict(finder=finder))
-    return SuggestedLRs(*[o[0] for o in found.values()])
+    return _suggested(found, finder)

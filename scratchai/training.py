@@ -69,23 +69,42 @@ def find_bs(
     while isinstance(b, (tuple,list,dict,L)): b = first(b.values() if isinstance(b, dict) else b)
     return len(b) if getattr(b, 'ndim', 1) else 1
 
+# %% ../nbs/09b_training.ipynb #7544dffc
 class GradientAccumulation(Callback):
     "Step when `n_acc` items have been seen, and at the end of each epoch, with the gradient of their mean loss"
-    order,run_valid,count = 6,False,0
+    order,run_valid,count,ended = 6,False,0,False
     def __init__(self,
         n_acc:int=32, # Items before a step
     ): self.n_acc = n_acc
-    def before_fit(self): self.count = 0
-    def after_loss(self): self.learn.loss_grad = self.loss_grad*(find_bs(self.yb)/self.n_acc)
+    def before_train(self): self._forget()
+    def after_loss(self):
+        if self.loss_grad is not None: self.learn.loss_grad = self.loss_grad*(find_bs(self.yb)/self.n_acc)
+    def after_cancel_backward(self): self.count -= find_bs(self.yb)
+    def after_backward(self): self.count += find_bs(self.yb)
 
 # %% ../nbs/09b_training.ipynb #1ed2105b
 @patch
 def before_step(self:GradientAccumulation):
-    self.count += find_bs(self.yb)
-    if self.count<self.n_acc and self.iter+1<self.n_iter: raise CancelBatchException
+    if self.count<self.n_acc and self.iter+1<self.n_iter and not self.ended: raise CancelBatchException
+    if not self.count: raise CancelStepException
     grads = [p.grad for p in self.model.parameters() if p.grad is not None]
     if self.count!=self.n_acc and grads: torch._foreach_mul_(grads, self.n_acc/self.count)
     self.count = 0
+
+# %% ../nbs/09b_training.ipynb #38f5e20c
+@patch
+def after_train(self:GradientAccumulation):
+    self.ended = True
+    if self.count: self.learn._with_events(self.learn._step, 'step')
+    self._forget()
+
+@patch
+def cleanup_fit(self:GradientAccumulation): self._forget()
+
+@patch
+def _forget(self:GradientAccumulation):
+    self.count,self.ended = 0,False
+    if self.opt is not None: self.opt.zero_grad()
 
 # %% ../nbs/09b_training.ipynb #241b26e4
 def set_bn_eval(
@@ -118,6 +137,7 @@ class RNNCallback(Callback):
         pred,raw,out = self.pred
         self.learn.pred,self.raw_out,self.out = pred,raw[-1] if is_listy(raw) else raw,out[-1] if is_listy(out) else out
 
+# %% ../nbs/09b_training.ipynb #faa80ca3
 class RNNRegularizer(Callback):
     "Add activation regularization (AR) and temporal activation regularization (TAR) to the loss"
     order,run_valid = RNNCallback.order+1,False
