@@ -89,6 +89,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'scratchai.data.ToFloat.__call__': ('data.html#tofloat.__call__', 'scratchai/data.py'),
                                 'scratchai.data._name': ('data.html#_name', 'scratchai/data.py'),
                                 'scratchai.data._names': ('data.html#_names', 'scratchai/data.py'),
+                                'scratchai.data._spread': ('data.html#_spread', 'scratchai/data.py'),
                                 'scratchai.data._what': ('data.html#_what', 'scratchai/data.py')},
             'scratchai.doodles': { 'scratchai.doodles.Canvas': ('doodles.html#canvas', 'scratchai/doodles.py'),
                                    'scratchai.doodles.Canvas.__init__': ('doodles.html#canvas.__init__', 'scratchai/doodles.py'),

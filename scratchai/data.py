@@ -6,7 +6,7 @@
 __all__ = ['imagenet_stats', 'ToFloat', 'Normalize', 'DataLoaders', 'ImageDataLoaders', 'get_image_files', 'open_image',
            'parent_label', 'RegexLabeller', 'GrandparentSplitter', 'RandomSplitter', 'PackedPaths', 'Dataset', 'URLs',
            'untar_data', 'collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'WorkerPool', 'DataLoader',
-           'verify_images']
+           'verify_images', 'Cache', 'CachedDataset']
 
 # %% ../nbs/02_data.ipynb #a4e74edc
 import csv
@@ -19,10 +19,12 @@ from .core import *
 from .doodles import class_names
 from .files import *
 from .loader import *
+from .cache import *
 
 # %% ../nbs/02_data.ipynb #ca44bb63
 _all_ = ['get_image_files', 'open_image', 'parent_label', 'RegexLabeller', 'GrandparentSplitter', 'RandomSplitter', 'PackedPaths', 'Dataset', 'URLs', 'untar_data',
-    'collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'WorkerPool', 'DataLoader', 'verify_images']
+    'collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'WorkerPool', 'DataLoader', 'verify_images',
+    'Cache', 'CachedDataset']
 
 # %% ../nbs/02_data.ipynb #546f7300
 class ToFloat:
@@ -33,6 +35,10 @@ class ToFloat:
         return b[0].permute(0,3,1,2).float().div_(255),*b[1:]
 
 # %% ../nbs/02_data.ipynb #6347908a
+def _spread(stat, x):
+    "The channels' numbers `(c, 1, 1)`, repeated for each pixel of a picture of `x`"
+    return torch.empty_like(x[0] if x.dim()>3 else x, dtype=stat.dtype).copy_(stat)
+
 imagenet_stats = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 class Normalize:
@@ -43,7 +49,7 @@ class Normalize:
     ): self.mean,self.std = [torch.as_tensor(o, dtype=torch.float32).view(-1,1,1) for o in (mean,std)]
     @classmethod
     def from_stats(cls, mean, std): return cls(mean, std)
-    def encode(self, x:Tensor)->Tensor: return (x-self.mean.to(x.device)).div_(self.std.to(x.device))
+    def encode(self, x:Tensor)->Tensor: return (x-_spread(self.mean, x)).div_(_spread(self.std, x))
     def decode(self, x:Tensor)->Tensor: return x*self.std.to(x.device)+self.mean.to(x.device)
     def __call__(self, b): return self.encode(b[0]),*b[1:]
     def __repr__(self): return f'Normalize(mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()})'
@@ -164,6 +170,7 @@ class ImageDataLoaders(DataLoaders):
         bs:int=64, # Pictures in a batch
         n_workers:int|None=None, # 0: in this process; `None`: one a core, where that works
         device=None, # Where batches go; `None` is `default_device()`
+        cache=None, # Decode once, and keep the pictures: 'memory', or a folder; `None`: decode in every epoch
         tfm=None, # Called with each training picture, `(h, w, c)` bytes; may be random
         batch_tfms=None, # Functions from batch to batch; `None`: `ToFloat()` and `Normalize(*imagenet_stats)`
         **kwargs # Passed on to `DataLoader`
@@ -171,8 +178,9 @@ class ImageDataLoaders(DataLoaders):
         "From a list of pictures and a list of labels"
         fns,labels = L(fns),L(fns).map(labels) if callable(labels) else L(labels)
         ti,vi = [L(o) for o in splits or RandomSplitter(valid_pct, seed)(fns)]
-        train = Dataset(fns[ti], labels[ti], size, method, tfm=tfm)
-        valid = Dataset(fns[vi], labels[vi], size, method, vocab=train.vocab)
+        ds = partial(CachedDataset, cache=cache) if cache else Dataset
+        train = ds(fns[ti], labels[ti], size, method=method, tfm=tfm)
+        valid = ds(fns[vi], labels[vi], size, method=method, vocab=train.vocab)
         kwargs = dict(bs=bs, n_workers=n_workers, seed=seed, **kwargs)
         dl = DataLoader(train, shuffle=True, drop_last=True, **kwargs)
         batch_tfms = ifnone(batch_tfms, [ToFloat(), Normalize(*imagenet_stats)])

@@ -109,7 +109,11 @@ class _Job:
             if seed is not None: _reseed(_seed(*seed, i))
             return self.ds[i]
         except Exception as e: raise ItemError(i, _path(self.ds, i), f'{type(e).__name__}: {e}') from e
+    def at_hand(self):
+        "Does the data set have all items in memory, so that no worker is needed?"
+        return self.collate_fn is collate and hasattr(self.ds, 'whole_batch') and self.ds.in_memory
     def batch(self, idxs, seed):
+        if self.at_hand() and (b := self.ds.whole_batch(idxs)) is not None: return b,[]
         items,good,bad = [],[],[]
         for i in idxs:
             try: items.append(self.item(i, seed))
@@ -406,16 +410,18 @@ def _epoch(self:DataLoader):
     seed,chunks = (self.seed,self.epoch) if self.random else None,self.chunks(self.epoch)[self.position:]
     self.bad = []
     try:
-        for b,bad in self._there(chunks, seed) if self.n_workers else (self._here(o, seed) for o in chunks):
+        for b,bad in self._there(chunks, seed) if self.n_workers and not self.job.at_hand() else (self._here(o, seed) for o in chunks):
             self.position += 1
             self.bad += bad
             if b is not None: yield self._after(b)
-        self._report()
+        self._end_epoch()
     finally:
         if self._run is run: self.epoch,self.position,self._run = self.epoch+1,0,None
 
 @patch
-def _report(self:DataLoader):
+def _end_epoch(self:DataLoader):
+    "Let the data set know, and the reader, if items were left out"
+    if hasattr(self.ds, 'end_epoch'): self.ds.end_epoch(self.bs)
     if self.bad: warnings.warn(f'{len(self.bad)} of {len(self.ds)} items could not be read and were left out:\n'+'\n'.join(map(str, self.bad[:10]))+'\n…'*(len(self.bad)>10), stacklevel=3)
 
 # %% ../nbs/01c_loader.ipynb #f85c2080

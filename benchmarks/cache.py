@@ -1,0 +1,91 @@
+"What the cache is worth: python benchmarks/cache.py [train] FOLDER…; folders in Imagenette's layout, `train` for the book's CNN beside fastai and the floor"
+import json,subprocess,sys,time
+from pathlib import Path
+from statistics import median
+import torch
+
+bs,size,lr,nw,epochs = 128,64,0.1,2,8
+
+def rate(dl, passes=1):
+    t = time.perf_counter()
+    n = sum(len(b[0]) for _ in range(passes) for b in dl)
+    return n/(time.perf_counter()-t)
+
+def turns(path, size):
+    "Median images/s of a pass without the cache, of the one that fills it, and of one with it; the passes take turns"
+    from scratchai.data import CachedDataset,DataLoader,Dataset,ToFloat,get_image_files
+    fns = get_image_files(path/'train')
+    plain,cached = [DataLoader(ds, bs=64, n_workers=nw, after_batch=ToFloat()) for ds in (Dataset(fns, size=size), CachedDataset(fns, size=size, cache='memory'))]
+    rate(plain), rate(cached)
+    rates = [(rate(plain), rate(cached, 5)) for _ in range(7)]
+    for o in (plain,cached): o.close()
+    return [len(fns)]+[median(o) for o in zip(*rates)]
+
+def passes(folders):
+    import report
+    rows = [['pictures', 'size', 'without, images/s', 'cached, images/s', 'ratio']]
+    for path in map(Path, folders):
+        for size in (64,128) if path.name.startswith('photos') else (64,):
+            n,a,b = turns(path, size)
+            rows.append([f'{n:,} of {path.name}', size, f'{a:,.0f}', f'{b:,.0f}', f'{b/a:.1f} ×'])
+    report.write('The cache: a pass over the training pictures', f'Batch 64 as `float32`, two workers, medians of seven rounds in which both take turns.\n\n{report.table(rows)}')
+
+def floor_step():
+    "One step of plain torch on a batch in memory, in the faster of the two memory formats"
+    from torch import nn,optim
+    import torch.nn.functional as F
+    x,y = torch.randn(bs,3,size,size).to(memory_format=torch.channels_last),torch.randint(0, 10, (bs,))
+    convs = [l for ni,nf in [(3,16),(16,32),(32,64),(64,128)] for l in (nn.Conv2d(ni,nf,3,2,1), nn.ReLU())]
+    m = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128,10)).to(memory_format=torch.channels_last)
+    opt = optim.SGD(m.parameters(), lr)
+    def step():
+        t = time.perf_counter()
+        F.cross_entropy(m(x), y).backward()
+        opt.step(), opt.zero_grad()
+        return time.perf_counter()-t
+    return step
+
+def ours(data):
+    "Accuracy, training images/s over all, and for each epoch its training part's and the floor's, measured after it and not counted"
+    from scratchai.all import Callback,ImageDataLoaders,Learner,SGD,accuracy,set_seed,simple_cnn
+    set_seed(42)
+    rates,paused,step = [],[],floor_step()
+    class Timer(Callback):
+        def before_train(self): self.t = time.perf_counter()
+        def after_train(self): rates.append([len(self.dls.train)*bs/(time.perf_counter()-self.t)])
+        def after_epoch(self):
+            t,state = time.perf_counter(),torch.get_rng_state()
+            rates[-1].append(bs/median(step() for _ in range(12)))
+            torch.set_rng_state(state)
+            paused.append(time.perf_counter()-t)
+    t = time.perf_counter()
+    dls = ImageDataLoaders.from_folder(data, size=size, bs=bs, n_workers=nw, device='cpu', cache='memory')
+    learn = Learner(dls, simple_cnn(dls.c), opt_func=SGD, metrics=accuracy, cbs=Timer())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+    return float(learn.recorder.values[-1][-1]),len(dls.train_ds)*epochs/(time.perf_counter()-t-sum(paused)),rates
+
+def fastai(data):
+    import train_cnn
+    return *train_cnn.fastai(data, epochs),[]
+
+def train(data, reps=3):
+    import report
+    res = {o: [] for o in ('ours','fastai')}
+    for _ in range(reps): # in turn, each in a fresh process
+        for who in res: res[who].append(json.loads(subprocess.run([sys.executable, __file__, who, data], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]))
+    med = {who: median(r for _,r,_ in v) for who,v in res.items()}
+    names = {'ours':'ours, cached', 'fastai':'fastai'}
+    rows = [['', 'training images/s (median)', 'each run', 'accuracy']]+[[names[who], f'{med[who]:,.0f}', ', '.join(f'{r:,.0f}' for _,r,_ in v), f'{v[0][0]:.1%}'] for who,v in res.items()]
+    later = [o for *_,v in res['ours'] for o in v[1:]]
+    rate,floor,share = median(r for r,_ in later),median(f for _,f in later),median(r/f for r,f in later)
+    report.write(f'The book\'s CNN with a cache: {epochs} epochs on {Path(data).name}, batch {bs}, SGD, 1cycle to {lr}', f"{report.table(rows)}\n\n"
+        f"**{med['ours']/med['fastai']:.2f}** times fastai's rate; in our time is everything from the listing of the files to the last validation, the first epoch included. "
+        f"The training part of an epoch alone, from the second on: {rate:,.0f} images/s, **{share:.0%}** of the floor of {floor:,.0f} (plain torch on a batch in memory, a dozen steps after each epoch; medians).")
+
+if __name__=='__main__':
+    what,*rest = sys.argv[1:]
+    if what in ('ours','fastai'): print(json.dumps({'ours':ours, 'fastai':fastai}[what](*rest)))
+    elif what=='train': train(*rest)
+    else:
+        passes(sys.argv[1:])
+        train(next((o for o in sys.argv[1:] if 'photos' not in Path(o).name), sys.argv[1]))
