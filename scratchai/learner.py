@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['event', 'RegModel', 'synth_dls', 'CancelFitException', 'CancelEpochException', 'CancelTrainException',
            'CancelValidException', 'CancelBatchException', 'CancelBackwardException', 'CancelStepException', 'Callback',
-           'sort_by_run', 'trainable_params', 'Learner', 'synth_learner', 'TrainEvalCallback', 'Metric', 'AvgMetric',
-           'mk_metric', 'AvgLoss', 'ValueMetric', 'AvgSmoothLoss', 'Recorder', 'format_time', 'ProgressCallback']
+           'sort_by_run', 'Caller', 'trainable_params', 'Learner', 'synth_learner', 'TrainEvalCallback', 'Metric',
+           'AvgMetric', 'mk_metric', 'AvgLoss', 'ValueMetric', 'AvgSmoothLoss', 'Recorder', 'format_time',
+           'ProgressCallback']
 
 # %% ../nbs/07_learner.ipynb #4bbddc54
 import difflib,inspect,os,re,signal,sys,threading,time,warnings
@@ -14,6 +15,7 @@ from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
+from textwrap import indent
 
 import matplotlib.pyplot as plt,torch
 from torch import Tensor
@@ -103,8 +105,21 @@ def _warn_old(cb):
 # %% ../nbs/07_learner.ipynb #eee69202
 _resort = {*_events, 'order', 'run_before', 'run_after', 'toward_end'}
 
+class _Through:
+    "Reads from its learner what it does not have"
+    def __getattr__(self, k):
+        if k.startswith('__') or self.learn is None: raise AttributeError(f"`{self}` has no `{k}`, and no learner to ask for it.")
+        try: return getattr(self.learn, k)
+        except AttributeError: raise AttributeError(f"Neither `{self}` nor its learner has `{k}`.") from None
+
+    def __setattr__(self, k, v):
+        if self.learn and k not in self.__dict__ and not hasattr(type(self), k) and hasattr(self.learn, k):
+            warnings.warn(f"`self.{k} = …` in `{self}` hides the learner's `{k}`; write `self.learn.{k} = …` to change that one.", stacklevel=2)
+        object.__setattr__(self, k, v)
+        if k in _resort and self.learn: self.learn._calls = None
+
 # %% ../nbs/07_learner.ipynb #c74069d7
-class Callback:
+class Callback(_Through):
     "Something for the training loop to call: methods named like events"
     order,run_before,run_after,toward_end = 0,(),(),False
     learn,run,run_train,run_valid = None,True,True,True
@@ -117,17 +132,6 @@ class Callback:
     name = property(lambda self: class2attr(self, 'Callback'), doc="The class's name in snake case, without 'Callback'")
     def __repr__(self): return type(self).__name__
     def __dir__(self): return [*super().__dir__(), *(dir(self.learn) if self.learn else ())]
-
-    def __getattr__(self, k):
-        if k.startswith('__') or self.learn is None: raise AttributeError(f"`{self}` has no `{k}`, and no learner to ask for it.")
-        try: return getattr(self.learn, k)
-        except AttributeError: raise AttributeError(f"Neither `{self}` nor its learner has `{k}`.") from None
-
-    def __setattr__(self, k, v):
-        if self.learn and k not in self.__dict__ and not hasattr(type(self), k) and hasattr(self.learn, k):
-            warnings.warn(f"`self.{k} = …` in `{self}` hides the learner's `{k}`; write `self.learn.{k} = …` to change that one.", stacklevel=2)
-        object.__setattr__(self, k, v)
-        if k in _resort and self.learn: self.learn._calls = None
 
 # %% ../nbs/07_learner.ipynb #b2991c43
 def _precedes(a, b):
@@ -155,6 +159,115 @@ def _ring(cbs):
     start = next(i for i,o in enumerate(path) if o is path[-1])
     return [str(o) for o in path[start:][::-1]]
 
+# %% ../nbs/07_learner.ipynb #02fb4a99
+class Caller:
+    "Has callbacks, and calls them at events"
+    cbs,training,_calls = L(),False,None
+    def __call__(self, event_name):
+        "Call the method `event_name` of each callback that has one and runs now"
+        if self._calls is None: self._calls = _find_calls(self.cbs)
+        for cb,f,inner in self._calls[event_name]:
+            if cb.run and (not inner or (cb.run_train if self.training else cb.run_valid)): _call_one(cb, f, event_name)
+
+    def __getattr__(self, k):
+        cb = first(cb for cb in self.__dict__.get('cbs', ()) if cb.name==k)
+        if cb is None: raise AttributeError(f"`{type(self).__name__}` has no attribute `{k}`, nor a callback of this name.")
+        return cb
+
+# %% ../nbs/07_learner.ipynb #f5c0eb76
+def _find_calls(cbs):
+    "`(callback, method, is it an inner event)` of all that handle an event, for each event"
+    cbs = [(cb,_event_methods(cb)) for cb in sort_by_run(cbs)]
+    return {o: [(cb, fs[o], o in _inner) for cb,fs in cbs if o in fs] for o in _events}
+
+# %% ../nbs/07_learner.ipynb #28ed5448
+def _add_note(e, msg):
+    "Let the traceback of `e` end with `msg`; before Python 3.11 only notebooks show it"
+    if hasattr(e, 'add_note'): e.add_note(msg)
+    else: e.__notes__ = [*getattr(e, '__notes__', ()), msg]
+
+def _call_one(cb, f, event_name):
+    "Call `f`, a method of `cb`"
+    try: f()
+    except BaseException as e:
+        _add_note(e, f"Raised in the callback `{cb}`, at the event `{event_name}`.")
+        raise
+
+# %% ../nbs/07_learner.ipynb #dd023c6c
+@patch
+def add_cb(self:Caller,
+    cb, # A callback, or a class of them
+): # Itself
+    "Add a callback"
+    cb = cb() if isinstance(cb, type) else cb
+    if not any(o is cb for o in self.cbs):
+        _event_methods(cb)
+        _warn_old(cb)
+        self.cbs,self._calls = self.cbs+[cb],None
+    cb.learn = self
+    return self
+
+# %% ../nbs/07_learner.ipynb #5c85d9a3
+@patch
+def remove_cb(self:Caller,
+    cb, # A callback, or a class: all that are of it
+): # Itself
+    "Remove a callback"
+    gone = [o for o in self.cbs if o is cb or (isinstance(cb, type) and isinstance(o, cb))]
+    self.cbs,self._calls = self.cbs.filter(lambda o: not any(o is g for g in gone)),None
+    for o in gone: o.learn = None if o.learn is self else o.learn
+    return self
+
+# %% ../nbs/07_learner.ipynb #2d419d32
+@patch
+def add_cbs(self:Caller, cbs): # One callback or class, or several
+    "Add callbacks"
+    for cb in L(cbs): self.add_cb(cb)
+    return self
+
+@patch
+def remove_cbs(self:Caller, cbs): # One callback or class, or several
+    "Remove callbacks"
+    for cb in L(cbs): self.remove_cb(cb)
+    return self
+
+# %% ../nbs/07_learner.ipynb #9ae75aba
+@contextmanager
+def _bound(cbs, learn):
+    "Callbacks that belong to `learn` for the length of a block"
+    old = [(cb,cb.learn) for cb in cbs]
+    for cb in cbs: cb.learn = learn
+    try: yield
+    finally:
+        for cb,o in old: cb.learn = o
+
+# %% ../nbs/07_learner.ipynb #307a8838
+@patch
+@contextmanager
+def added_cbs(self:Caller, cbs): # One callback or class, or several
+    "A `with` block with these callbacks too"
+    cbs = [o() if isinstance(o, type) else o for o in L(cbs)]
+    new = [o for o in cbs if not any(o is c for c in self.cbs)]
+    with _bound(new, self):
+        try: yield self.add_cbs(new)
+        finally: self.remove_cbs(new)
+
+# %% ../nbs/07_learner.ipynb #ba1ba6a1
+@patch
+@contextmanager
+def removed_cbs(self:Caller, cbs): # One callback or class, or several
+    "A `with` block without these callbacks"
+    old = self.cbs
+    try: yield self.remove_cbs(cbs)
+    finally: self.add_cbs([o for o in old if not any(o is c for c in self.cbs)])
+
+@patch
+def ordered_cbs(self:Caller,
+    event_name:str, # An event
+)->L: # Callbacks
+    "The callbacks that handle an event, in the order in which they run"
+    return L(o[0] for o in _find_calls(self.cbs)[event_name])
+
 # %% ../nbs/07_learner.ipynb #4ad5437b
 def trainable_params(
     m, # A model, ours or a `torch.nn.Module`
@@ -162,23 +275,14 @@ def trainable_params(
     "The plain splitter: every trainable parameter, in one group"
     return L(o for o in m.parameters() if o.requires_grad)
 
-# %% ../nbs/07_learner.ipynb #af558b9d
-@contextmanager
-def _swapped(o, **kwargs):
-    "Other values of attributes, for the length of a `with` block"
-    old = {k:getattr(o, k) for k in kwargs}
-    o.__dict__.update(kwargs)
-    try: yield o
-    finally: o.__dict__.update(old)
-
 # %% ../nbs/07_learner.ipynb #349874ea
 _idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None)
 _start = dict(_idle, n_epoch=0, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., training=False, fitting=False)
 
 # %% ../nbs/07_learner.ipynb #b8f36ece
-class Learner:
+class Learner(Caller):
     "A model, its data and a loss, and the loop that trains the one on the other"
-    default_callbacks,device,busy,_calls = L(),None,False,None
+    default_callbacks,device,busy = L(),None,False
     def __init__(self,
         dls, # Has `train` and `valid`, each an iterable of batches with a length
         model, # Ours, or any `torch.nn.Module`
@@ -206,110 +310,6 @@ class Learner:
 
     x = property(lambda self: detuplify(self.xb), doc="The input, or a tuple of several")
     y = property(lambda self: detuplify(self.yb), doc="The target, or a tuple of several")
-    def __getattr__(self, k):
-        cb = first(cb for cb in self.__dict__.get('cbs', ()) if cb.name==k)
-        if cb is None: raise AttributeError(f"`Learner` has no attribute `{k}`, nor a callback of this name.")
-        return cb
-
-    def __call__(self, event_name):
-        "Call the method `event_name` of each callback that has one and runs now"
-        if self._calls is None: self._calls = _find_calls(self.cbs)
-        for cb,f,inner in self._calls[event_name]:
-            if cb.run and (not inner or (cb.run_train if self.training else cb.run_valid)): _call_one(cb, f, event_name)
-
-# %% ../nbs/07_learner.ipynb #a9757898
-def _find_calls(cbs):
-    "`(callback, method, is it an inner event)` of all that handle an event, for each event"
-    cbs = [(cb,_event_methods(cb)) for cb in sort_by_run(cbs)]
-    return {o: [(cb, fs[o], o in _inner) for cb,fs in cbs if o in fs] for o in _events}
-
-@patch
-def ordered_cbs(self:Learner,
-    event_name:str, # An event
-)->L: # Callbacks
-    "The callbacks that handle an event, in the order in which they run"
-    return L(o[0] for o in _find_calls(self.cbs)[event_name])
-
-# %% ../nbs/07_learner.ipynb #28ed5448
-def _add_note(e, msg):
-    "Let the traceback of `e` end with `msg`; before Python 3.11 only notebooks show it"
-    if hasattr(e, 'add_note'): e.add_note(msg)
-    else: e.__notes__ = [*getattr(e, '__notes__', ()), msg]
-
-def _call_one(cb, f, event_name):
-    "Call `f`, a method of `cb`"
-    try: f()
-    except BaseException as e:
-        _add_note(e, f"Raised in the callback `{cb}`, at the event `{event_name}`.")
-        raise
-
-# %% ../nbs/07_learner.ipynb #dd023c6c
-@patch
-def add_cb(self:Learner,
-    cb, # A callback, or a class of them
-): # The learner
-    "Add a callback"
-    cb = cb() if isinstance(cb, type) else cb
-    if not any(o is cb for o in self.cbs):
-        _event_methods(cb)
-        _warn_old(cb)
-        self.cbs,self._calls = self.cbs+[cb],None
-    cb.learn = self
-    return self
-
-# %% ../nbs/07_learner.ipynb #5c85d9a3
-@patch
-def remove_cb(self:Learner,
-    cb, # A callback, or a class: all that are of it
-): # The learner
-    "Remove a callback"
-    gone = [o for o in self.cbs if o is cb or (isinstance(cb, type) and isinstance(o, cb))]
-    self.cbs,self._calls = self.cbs.filter(lambda o: not any(o is g for g in gone)),None
-    for o in gone: o.learn = None if o.learn is self else o.learn
-    return self
-
-# %% ../nbs/07_learner.ipynb #2d419d32
-@patch
-def add_cbs(self:Learner, cbs): # One callback, or several
-    "Add callbacks"
-    for cb in L(cbs): self.add_cb(cb)
-    return self
-
-@patch
-def remove_cbs(self:Learner, cbs): # One callback or class, or several
-    "Remove callbacks"
-    for cb in L(cbs): self.remove_cb(cb)
-    return self
-
-# %% ../nbs/07_learner.ipynb #9ae75aba
-@contextmanager
-def _bound(cbs, learn):
-    "Callbacks that belong to `learn` for the length of a block"
-    old = [(cb,cb.learn) for cb in cbs]
-    for cb in cbs: cb.learn = learn
-    try: yield
-    finally:
-        for cb,o in old: cb.learn = o
-
-# %% ../nbs/07_learner.ipynb #307a8838
-@patch
-@contextmanager
-def added_cbs(self:Learner, cbs): # One callback or class, or several
-    "A `with` block with these callbacks too"
-    cbs = [o() if isinstance(o, type) else o for o in L(cbs)]
-    new = [o for o in cbs if not any(o is c for c in self.cbs)]
-    with _bound(new, self):
-        try: yield self.add_cbs(new)
-        finally: self.remove_cbs(new)
-
-# %% ../nbs/07_learner.ipynb #ba1ba6a1
-@patch
-@contextmanager
-def removed_cbs(self:Learner, cbs): # One callback or class, or several
-    "A `with` block without these callbacks"
-    old = self.cbs
-    try: yield self.remove_cbs(cbs)
-    finally: self.add_cbs([o for o in old if not any(o is c for c in self.cbs)])
 
 # %% ../nbs/07_learner.ipynb #6b818796
 @patch
@@ -395,13 +395,18 @@ def _do_epochs(self:Learner, start):
 def create_opt(self:Learner):
     "Make the optimizer"
     self.lr = getattr(self.opt_func, 'keywords', {}).get('lr', self.lr)
-    self.opt = self.opt_func(self.splitter(self.model), lr=self.lr)
-    if not hasattr(self.opt, 'set_hypers'):
-        raise TypeError(f"`opt_func` made a `{type(self.opt).__name__}`, which has no `set_hypers`; wrap it with `OptimWrapper`.")
-    norm,bias = _norm_bias(self.model)
-    self.opt.set_names(self.model.named_parameters())
-    for p in [] if self.wd_bn_bias else norm+bias: self.opt.state[p]['do_wd'] = False
-    for p in norm if self.train_bn else []: self.opt.state[p]['force_train'] = True
+    self.opt = _informed(self.opt_func(self.splitter(self.model), lr=self.lr), self)
+
+# %% ../nbs/07_learner.ipynb #402a3301
+def _informed(opt, learn):
+    "The optimizer `opt`, which knows the names of the parameters, and those that want to be treated in another way"
+    if not hasattr(opt, 'set_hypers'):
+        raise TypeError(f"`opt_func` made a `{type(opt).__name__}`, which has no `set_hypers`; wrap it with `OptimWrapper`.")
+    norm,bias = _norm_bias(learn.model)
+    opt.set_names(learn.model.named_parameters())
+    for p in [] if learn.wd_bn_bias else norm+bias: opt.state[p]['do_wd'] = False
+    for p in norm if learn.train_bn else []: opt.state[p]['force_train'] = True
+    return opt
 
 # %% ../nbs/07_learner.ipynb #f05f0d91
 def _norm_bias(m):
@@ -421,17 +426,21 @@ def fit(self:Learner,
     start_epoch:int=0, # Epochs before this one count as done
 ):
     "Train for `n_epoch` epochs, and validate after each"
-    if reset_opt or self.opt is None: self.create_opt()
-    self.opt.set_hypers(lr=ifnone(lr, self.lr))
-    self.set_wd(ifnone(wd, self.wd))
-    self.opt.zero_grad()
+    _set_up(self, lr, wd, reset_opt)
     self._run(partial(self._do_epochs, start_epoch), cbs, n_epoch=n_epoch, fitting=True)
 
 # %% ../nbs/07_learner.ipynb #ced015fc
+def _set_up(learn, lr, wd, reset_opt):
+    "The optimizer as a fit wants to find it"
+    if learn.busy: raise RuntimeError("This learner is busy with a `fit` already; to train inside of a callback, make a second `Learner` with the same model.")
+    if reset_opt or learn.opt is None: learn.create_opt()
+    learn.opt.set_hypers(lr=ifnone(lr, learn.lr))
+    learn.set_wd(ifnone(wd, learn.wd))
+    learn.opt.zero_grad()
+
+# %% ../nbs/07_learner.ipynb #e19b9b90
 @patch
-def set_wd(self:Learner,
-    wd:float|None, # Weight decay; `None` leaves it as it is
-):
+def set_wd(self:Learner, wd:float|None): # Weight decay; `None` leaves it as it is
     "Set the optimizer's weight decay"
     if self.opt is None: self.create_opt()
     if wd is not None: self.opt.set_hypers(wd=wd)
@@ -440,10 +449,6 @@ def set_wd(self:Learner,
 class _CtrlC:
     "Holds Ctrl-C back while `busy`; a second one goes through"
     busy,pending,old = False,None,None
-    def __enter__(self):
-        self.busy,self.pending,self.pid,old = False,None,os.getpid(),signal.getsignal(signal.SIGINT)
-        if callable(old) and threading.current_thread() is threading.main_thread(): self.old = signal.signal(signal.SIGINT, self.caught)
-
     def caught(self, *args):
         if not self.busy or self.pending or os.getpid()!=self.pid: return self.old(*args)
         self.pending = args
@@ -452,31 +457,50 @@ class _CtrlC:
         self.busy,args,self.pending = False,self.pending,None
         if args: self.old(*args)
 
-    def __exit__(self, exc, *args):
-        if self.old: signal.signal(signal.SIGINT, self.old)
-        if exc is None: self.release()
-        self.busy,self.pending,self.old = False,None,None
-
 # %% ../nbs/07_learner.ipynb #d894f3e4
 @patch
+def __enter__(self:_CtrlC):
+    self.busy,self.pending,self.pid,old = False,None,os.getpid(),signal.getsignal(signal.SIGINT)
+    if callable(old) and threading.current_thread() is threading.main_thread(): self.old = signal.signal(signal.SIGINT, self.caught)
+
+@patch
+def __exit__(self:_CtrlC, exc, *args):
+    if self.old: signal.signal(signal.SIGINT, self.old)
+    if exc is None: self.release()
+    self.busy,self.pending,self.old = False,None,None
+
+# %% ../nbs/07_learner.ipynb #cbd9698b
+@patch
 def _run(self:Learner, body, cbs, **state):
-    if self.busy: raise RuntimeError("This learner is busy with a `fit` already; to train inside of a callback, make a second `Learner` with the same model.")
-    with self.added_cbs(cbs),_bound(self.cbs, self),self._ctrl_c,_swapped(self, logger=self.logger):
-        self.__dict__.update(_start, busy=True, **state)
-        try: self._with_events(body, 'fit')
+    with self.added_cbs(cbs),_running(self, state): self._with_events(body, 'fit')
+
+@contextmanager
+def _running(learn, state):
+    "A learner at work"
+    with _bound(learn.cbs, learn),learn._ctrl_c,_swapped(learn, logger=learn.logger):
+        learn.__dict__.update(_start, busy=True, **state)
+        try: yield
         except BaseException as e:
-            _explain(self, e)
+            _explain(learn, e)
             raise
-        finally: self._end()
+        finally: _end(learn)
+
+# %% ../nbs/07_learner.ipynb #af558b9d
+@contextmanager
+def _swapped(o, **kwargs):
+    "Other values of attributes, for the length of a `with` block"
+    old = {k:getattr(o, k) for k in kwargs}
+    o.__dict__.update(kwargs)
+    try: yield o
+    finally: o.__dict__.update(old)
 
 # %% ../nbs/07_learner.ipynb #dfb46716
-@patch
-def _end(self:Learner):
-    self._ctrl_c.busy = True
+def _end(learn):
+    learn._ctrl_c.busy = True
     with ExitStack() as stack:
-        stack.callback(self.__dict__.update, _idle, busy=False, training=False)
-        for cb in self.cbs: stack.callback(cb.__dict__.pop, 'run', None)
-        for cb,f,_ in reversed((self._calls or _find_calls(self.cbs))['cleanup_fit']):
+        stack.callback(learn.__dict__.update, _idle, busy=False, training=False)
+        for cb in learn.cbs: stack.callback(cb.__dict__.pop, 'run', None)
+        for cb,f,_ in reversed((learn._calls or _find_calls(learn.cbs))['cleanup_fit']):
             if cb.run: stack.callback(_call_one, cb, f, 'cleanup_fit')
 
 # %% ../nbs/07_learner.ipynb #13c28e0b
@@ -530,8 +554,11 @@ class TrainEvalCallback(Callback):
         learn.pct_train = (learn.epoch + (learn.iter+1)/learn.n_iter)/learn.n_epoch
 
     def before_validate(self): self.model.eval()
-    def cleanup_fit(self):
-        if not self.fitting and self.mode is not None: self.model.train(self.mode)
+
+# %% ../nbs/07_learner.ipynb #b2ef2b61
+@patch
+def cleanup_fit(self:TrainEvalCallback):
+    if not self.fitting and self.mode is not None: self.model.train(self.mode)
 
 # %% ../nbs/07_learner.ipynb #e0280150
 class Metric:
@@ -641,18 +668,19 @@ class Recorder(Callback):
         self.smooth.reset()
         self.lrs,self.iters,self.values,self.metric_names,self.hps = [],[],L(),L(),{}
 
-    def before_fit(self):
-        if self.fitting: self._headings()
-        self._new_row()
+# %% ../nbs/07_learner.ipynb #d55c478a
+@patch
+def before_fit(self:Recorder):
+    if self.fitting: self._headings()
+    self._new_row()
 
-    def before_train(self): self._begin()
-    def before_validate(self): self._begin()
-    def _headings(self):
-        self._reset()
-        mets,both = self.metrics.attrgot('name'),self.train_metrics and self.valid_metrics
-        train = mets.map('train_{}') if both else mets if self.train_metrics else []
-        valid = 'valid_loss' + (mets.map('valid_{}') if both else mets) if self.valid_metrics else []
-        self.metric_names = L('epoch','train_loss') + train + valid + (['time'] if self.add_time else [])
+@patch
+def _headings(self:Recorder):
+    self._reset()
+    mets,both = self.metrics.attrgot('name'),self.train_metrics and self.valid_metrics
+    train = mets.map('train_{}') if both else mets if self.train_metrics else []
+    valid = 'valid_loss' + (mets.map('valid_{}') if both else mets) if self.valid_metrics else []
+    self.metric_names = L('epoch','train_loss') + train + valid + (['time'] if self.add_time else [])
 
 # %% ../nbs/07_learner.ipynb #a1bf19b8
 @patch
@@ -679,6 +707,12 @@ def _begin(self:Recorder):
     L(self.avg, *self.metrics).map(Self.reset())
     self.began = True
 
+# %% ../nbs/07_learner.ipynb #3cd4c852
+@patch
+def before_train(self:Recorder): self._begin()
+@patch
+def before_validate(self:Recorder): self._begin()
+
 # %% ../nbs/07_learner.ipynb #61540bc3
 @patch
 def after_train(self:Recorder):
@@ -690,6 +724,7 @@ def after_validate(self:Recorder):
     if self.began and self.valid_metrics: self.validated = L(self.avg, *self.metrics).map(_value)
     self.began = False
 
+# %% ../nbs/07_learner.ipynb #c8fde9bd
 def _value(m):
     v = m.value
     if isinstance(v, Tensor) and v.numel()!=1: raise ValueError(f"The metric `{m.name}` has the shape {tuple(v.shape)}, and should be one number.")
@@ -735,6 +770,18 @@ def smooth_loss(self:Learner): return self.recorder.smooth.value # Of the traini
 def lrs(self:Learner): return self.recorder.lrs # Learning rate of each training batch; the last group's
 
 # %% ../nbs/07_learner.ipynb #4c4f31a2
+def _valid_points(rec, start):
+    "`(batch, validation loss)` at the end of each epoch that has one, after batch `start`"
+    rows = [dict(zip(rec.metric_names[1:], o)) for o in rec.values]
+    return [(x,r['valid_loss']) for x,r in zip(rec.iters, rows) if r.get('valid_loss') is not None and x>start]
+
+# %% ../nbs/07_learner.ipynb #4d8eb525
+def _label_axes(ax, log):
+    if log: ax.set(xscale='log', yscale='log')
+    ax.set(xlabel='batch', ylabel='loss', title='learning curve')
+    ax.legend()
+
+# %% ../nbs/07_learner.ipynb #fb0f5de4
 @patch
 def plot_loss(self:Recorder,
     skip_start:int=5, # Leave out this many batches at the start
@@ -746,16 +793,10 @@ def plot_loss(self:Recorder,
     "Draw the training and the validation losses of the last fit"
     ax = ax or plt.subplots(figsize=(4.5,2.8))[1]
     ax.plot(range(skip_start+1, len(self.losses)+1), self.losses[skip_start:], label='train')
-    if log: ax.set(xscale='log', yscale='log')
     for x in self.iters if show_epochs else []: ax.axvline(x, color='grey', ls=':')
-    pts = [(x,r['valid_loss']) for x,r in zip(self.iters, self._rows()) if r.get('valid_loss') is not None and x>skip_start]
-    if with_valid and pts: ax.plot(*zip(*pts), label='valid', marker='o', ms=4)
-    ax.set(xlabel='batch', ylabel='loss', title='learning curve')
-    ax.legend()
+    if with_valid and (pts := _valid_points(self, skip_start)): ax.plot(*zip(*pts), label='valid', marker='o', ms=4)
+    _label_axes(ax, log)
     return ax
-
-@patch
-def _rows(self:Recorder): return [dict(zip(self.metric_names[1:], o)) for o in self.values]
 
 # %% ../nbs/07_learner.ipynb #5f0d8867
 def _bars():
@@ -788,14 +829,17 @@ class ProgressCallback(Callback):
     def before_validate(self): self._launch()
     def after_train(self): self._close()
     def after_validate(self): self._close()
-    def write(self,
-        row, # A cell for each column
-    ):
-        "Add a row to the table"
-        cells = [f'{o:.6f}' if isinstance(o, float) else '' if o is None else str(o) for o in row]
-        if self.mbar: return self.mbar.write(cells, table=True)
-        widths = [max(8, len(o)) for o in self.recorder.metric_names]
-        print('  '.join(c.ljust(w) for c,w in zip(cells, widths)).rstrip(), flush=True)
+
+# %% ../nbs/07_learner.ipynb #49ff9550
+@patch
+def write(self:ProgressCallback,
+    row, # A cell for each column
+):
+    "Add a row to the table"
+    cells = [f'{o:.6f}' if isinstance(o, float) else '' if o is None else str(o) for o in row]
+    if self.mbar: return self.mbar.write(cells, table=True)
+    widths = [max(8, len(o)) for o in self.recorder.metric_names]
+    print('  '.join(c.ljust(w) for c,w in zip(cells, widths)).rstrip(), flush=True)
 
 # %% ../nbs/07_learner.ipynb #a94cfa16
 @patch
@@ -852,17 +896,15 @@ class _Text(str):
     "Text that a notebook shows as it is"
     def __repr__(self): return str(self)
 
+def _shape(o): return tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__
 def _forward_shapes(model, xb):
     "`(layer, shape of its output)` for each layer without layers of its own, as they run"
-    res,mods = [],L(model.modules())
-    leaves,modes = mods.filter(lambda m: not first(m.children())),[(m,m.training) for m in mods]
-    hooks = [m.register_forward_hook(lambda m,i,o: res.append((m, tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__))) for m in leaves]
-    model.eval()
-    try:
-        with torch.no_grad(): model(*xb)
-    finally:
-        for h in hooks: h.remove()
-        for m,mode in modes: m.training = mode
+    res,leaves = [],[m for m in model.modules() if not first(m.children())]
+    with ExitStack() as stack, torch.no_grad():
+        for m in leaves: stack.callback(m.register_forward_hook(lambda m,i,o: res.append((m, _shape(o)))).remove)
+        for m in model.modules(): stack.callback(setattr, m, 'training', m.training)
+        model.eval()
+        model(*xb)
     return res
 
 # %% ../nbs/07_learner.ipynb #3d7f9077
@@ -886,20 +928,32 @@ def summary(self:Learner):
 
 # %% ../nbs/07_learner.ipynb #11213d45
 @patch
-def freeze_to(self:Learner,
-    n:int, # Groups before this one are frozen; negative: counted from the end
-):
+def freeze_to(self:Learner, n:int): # Groups before this one are frozen; negative: counted from the end
     "Freeze the first parameter groups"
     if self.opt is None: self.create_opt()
     self.opt.freeze_to(n)
 
-# %% ../nbs/07_learner.ipynb #29c9328d
 @patch
 def freeze(self:Learner): self.freeze_to(-1) # Train the last group only
 @patch
 def unfreeze(self:Learner): self.freeze_to(0) # Train all groups
 
 # %% ../nbs/07_learner.ipynb #40ffeef7
+_batch_plan = '''before_batch
+pred = model(*xb)
+after_pred
+loss = loss_func(pred, *yb)
+after_loss
+before_backward
+loss.backward()
+after_backward
+before_step
+opt.step()
+after_step
+opt.zero_grad()
+after_batch'''
+
+# %% ../nbs/07_learner.ipynb #f9ed5f7d
 _plan = '''fit
  before_fit
  for epoch in range(n_epoch):
@@ -907,58 +961,49 @@ _plan = '''fit
   train
    before_train
    for xb,yb in dls.train:
-    before_batch
-    pred = model(*xb)
-    after_pred
-    loss = loss_func(pred, *yb)
-    after_loss
-    before_backward
-    loss.backward()
-    after_backward
-    before_step
-    opt.step()
-    after_step
-    opt.zero_grad()
-    after_batch
-   after_train
+@   after_train
   validate
    before_validate
-   for xb,yb in dls.valid:
-    before_batch, after_pred, after_loss, after_batch as above
+   for xb,yb in dls.valid: (before_batch, after_pred, after_loss, after_batch as above)
    after_validate
   after_epoch
  after_fit
- cleanup_fit'''.splitlines()
+ cleanup_fit'''.replace('@', indent(_batch_plan, ' '*4)+'\n').splitlines()
 
+# %% ../nbs/07_learner.ipynb #fc0638b0
 def _steps(learn):
     "`(depth, text, callbacks)` of each line of the loop"
     return [(len(o)-len(o.lstrip()), o.strip(), learn.ordered_cbs(o.strip()) if o.strip() in _events else None) for o in _plan]
 
-# %% ../nbs/07_learner.ipynb #f9ed5f7d
+def _loop_text(steps):
+    names = ['' if cbs is None else f': {", ".join(map(str, cbs))}' for _,_,cbs in steps]
+    return '\n'.join(f"{'    '*depth}{'- ' if cbs is not None else ''}{text}{n}" for (depth,text,cbs),n in zip(steps, names))
+
+# %% ../nbs/07_learner.ipynb #3cb4ddd0
 @patch
-def show_training_loop(self:Learner,
-    plot:bool=True, # Draw it too?
-):
+def show_training_loop(self:Learner, plot:bool=True): # Draw it too?
     "Print the loop with the callbacks at each event, and draw it"
-    for depth,text,cbs in _steps(self):
-        names = '' if cbs is None else f': {", ".join(map(str, cbs))}'
-        print(f"{'    '*depth}{'- ' if cbs is not None else ''}{text}{names}")
+    print(_loop_text(_steps(self)))
     if plot: _draw_loop(_steps(self))
 
-# %% ../nbs/07_learner.ipynb #fc0638b0
+# %% ../nbs/07_learner.ipynb #ae537eb9
 def _draw_loop(steps, row=0.2):
     "Nested boxes for the parts of the loop, a label for each callback"
     n = len(steps)
     ax = plt.subplots(figsize=(7.5, n*row))[1]
     ax.set(xlim=(0,100), ylim=(n,0))
     ax.axis('off')
-    for i,(depth,text,cbs) in enumerate(steps):
-        if i+1<n and steps[i+1][0]>depth: _draw_box(ax, i, depth, steps)
-        code = cbs is None
-        ax.text(3*depth+1.5, i+0.5, text, va='center', family='monospace', size=8, color='black' if code else 'tab:blue', weight='bold' if code else 'normal')
-        for j,cb in enumerate(cbs or ()):
-            ax.text(54+13*j, i+0.5, cb.name, va='center', size=7.5, bbox=dict(boxstyle='round,pad=0.2', fc='moccasin', ec='orange', lw=0.5))
+    for i,step in enumerate(steps):
+        if i+1<n and steps[i+1][0]>step[0]: _draw_box(ax, i, step[0], steps)
+        _draw_step(ax, i+0.5, *step)
 
+# %% ../nbs/07_learner.ipynb #97ed437c
 def _draw_box(ax, i, depth, steps):
     end = next((j for j in range(i+1, len(steps)) if steps[j][0]<=depth), len(steps))
     ax.add_patch(plt.Rectangle((3*depth+0.5, i), 99-4*depth, end-i, fc=plt.cm.Blues(0.04+0.07*depth), ec='steelblue', lw=0.6))
+
+def _draw_step(ax, y, depth, text, cbs):
+    color,weight = ('black','bold') if cbs is None else ('tab:blue','normal')
+    ax.text(3*depth+1.5, y, text, va='center', family='monospace', size=8, color=color, weight=weight)
+    box = dict(boxstyle='round,pad=0.2', fc='moccasin', ec='orange', lw=0.5)
+    for j,cb in enumerate(cbs or ()): ax.text(54+13*j, y, cb.name, va='center', size=7.5, bbox=box)
