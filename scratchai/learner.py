@@ -194,12 +194,19 @@ def _call_one(cb, f, event_name):
         raise
 
 # %% ../nbs/07_learner.ipynb #dd023c6c
+def _mk_cb(cb):
+    "A callback, from one or a class of them"
+    cb = cb() if isinstance(cb, type) else cb
+    if not isinstance(cb, Callback): raise TypeError(f"{cb!r} is no callback; a function becomes one by `Callback(after_batch=f)`, with its event.")
+    return cb
+
+# %% ../nbs/07_learner.ipynb #faee9821
 @patch
 def add_cb(self:Caller,
     cb, # A callback, or a class of them
 ): # Itself
     "Add a callback"
-    cb = cb() if isinstance(cb, type) else cb
+    cb = _mk_cb(cb)
     if not any(o is cb for o in self.cbs):
         _event_methods(cb)
         _warn_old(cb)
@@ -246,7 +253,7 @@ def _bound(cbs, learn):
 @contextmanager
 def added_cbs(self:Caller, cbs): # One callback or class, or several
     "A `with` block with these callbacks too"
-    cbs = [o() if isinstance(o, type) else o for o in L(cbs)]
+    cbs = L(cbs).map(_mk_cb)
     new = [o for o in cbs if not any(o is c for c in self.cbs)]
     with _bound(new, self):
         try: yield self.add_cbs(new)
@@ -277,7 +284,7 @@ def trainable_params(
 
 # %% ../nbs/07_learner.ipynb #349874ea
 _idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None)
-_start = dict(_idle, n_epoch=0, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., training=False, fitting=False)
+_start = dict(_idle, n_epoch=0, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., training=False, fitting=False, final_record=None)
 
 # %% ../nbs/07_learner.ipynb #b8f36ece
 class Learner(Caller):
@@ -597,6 +604,7 @@ def _fname(f): return getattr(getattr(f, 'func', f), '__name__', None) or class2
 def mk_metric(m):
     "A `Metric` from one, a class of them, or a function"
     if isinstance(m, type): m = m()
+    if not callable(m) and not isinstance(m, Metric): raise TypeError(f"{m!r} is no metric; give a function of predictions and targets, or a `Metric`.")
     return m if isinstance(m, Metric) else AvgMetric(m)
 
 Learner.metrics = property(lambda self: self._metrics, lambda self,v: setattr(self, '_metrics', L(v).map(mk_metric)))
@@ -889,7 +897,7 @@ def validate(self:Learner,
     if self.busy: return Learner(self.dls, self.model, self.loss_func, metrics=deepcopy(self.metrics)).validate(dl=dl, cbs=cbs)
     body = partial(self._with_events, partial(self._do_validate, dl), 'epoch')
     with self.no_logging(),self.no_mbar(): self._run(body, cbs, n_epoch=1)
-    return getattr(self, 'final_record', None)
+    return self.final_record
 
 # %% ../nbs/07_learner.ipynb #7beeae95
 class _Text(str):
@@ -920,10 +928,16 @@ def _layer_rows(model, xb):
     return [('layer','output shape','parameters','trainable'), *rows, _row('total', '', list(model.parameters()))]
 
 # %% ../nbs/07_learner.ipynb #f889de02
+def _first_batch(learn):
+    b = first(learn.dls.train)
+    if b is None: raise ValueError("The training set has no batches, and without one `summary` cannot tell the shapes.")
+    return _split(learn.dls, to_device(b, _device(learn)))
+
+# %% ../nbs/07_learner.ipynb #d5677d37
 @patch
 def summary(self:Learner):
     "A table of the layers: output shape, parameters, and how many of them are trained"
-    xb,_ = _split(self.dls, to_device(first(self.dls.train), _device(self)))
+    xb,_ = _first_batch(self)
     return _columns(_layer_rows(self.model, xb))
 
 # %% ../nbs/07_learner.ipynb #11213d45

@@ -258,6 +258,7 @@ def fit_sgdr(self:Learner,
 # %% ../nbs/08_schedule.ipynb #56b17a4c
 class LRFinder(ParamScheduler):
     "Rates that grow by equal factors for `num_it` batches, or until the smoothed loss is four times its best"
+    rates = losses = ()
     def __init__(self,
         start_lr=1e-7, # First rate: a number, a list with one a group, or a `slice`
         end_lr=10, # Where the rates lead, likewise
@@ -469,7 +470,7 @@ def suggest(self:LRFinder,
 )->dict: # `(rate, point)` by name of the rule
     "What each rule makes of the search"
     pts = [(lr,o) for lr,o in zip(self.rates, self.losses) if math.isfinite(o)]
-    if not pts: raise ValueError(f'No finite loss was seen in the {len(self.hps["lr"])} batches of this search, so it suggests no rate: check data, model, loss.')
+    if not pts: raise ValueError(f'This search has recorded {len(self.losses)} losses and none is finite, so it suggests no rate: check data, model, loss.')
     cut = pts[self.num_it//10:-5] or pts
     lrs,losses = torch.tensor(cut, dtype=torch.float64).T
     return {_rule_name(f):f(lrs, losses, self.num_it) for f in map(_suggester, funcs)}
