@@ -636,8 +636,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'scratchai.metrics.AccumMetric.reset': ('metrics.html#accummetric.reset', 'scratchai/metrics.py'),
                                    'scratchai.metrics.AccumMetric.value': ('metrics.html#accummetric.value', 'scratchai/metrics.py'),
                                    'scratchai.metrics.ConfusionMetric': ('metrics.html#confusionmetric', 'scratchai/metrics.py'),
-                                   'scratchai.metrics.ConfusionMetric.__call__': ( 'metrics.html#confusionmetric.__call__',
-                                                                                   'scratchai/metrics.py'),
                                    'scratchai.metrics.ConfusionMetric.__init__': ( 'metrics.html#confusionmetric.__init__',
                                                                                    'scratchai/metrics.py'),
                                    'scratchai.metrics.ConfusionMetric._add': ('metrics.html#confusionmetric._add', 'scratchai/metrics.py'),

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastcore.all import *
 from .core import *
 from .learner import *
+from .learner import _fname
 from .losses import *
 
 # %% ../nbs/07b_metrics.ipynb #de920d9f
@@ -53,6 +54,7 @@ def mae(
 # %% ../nbs/07b_metrics.ipynb #a138f888
 class AccumMetric(Metric):
     "Applies `func` to all predictions and targets of an epoch at once"
+    name = None
     def __init__(self,
         func, # `f(preds, targs, **kwargs)`, a number
         dim_argmax:int|None=None, # Dimension of the classes: hand on the index of the largest, or the softmax
@@ -64,15 +66,18 @@ class AccumMetric(Metric):
         name:str|None=None, # Heading; `None`: the name of `func`
         **kwargs # Passed on to `func`
     ):
+        self.kwargs,self.name = kwargs,name or _fname(func)
         store_attr(but='name')
-        self.kwargs,self._name = kwargs,name or getattr(getattr(func, 'func', func), '__name__', None) or class2attr(func, '')
         self.reset()
 
-    name = property(lambda self: self._name)
-    def reset(self): self.preds,self.targs = [],[]
-    def accumulate(self, learn): self._add(self._act(learn.pred), learn.y)
-    def _add(self, preds, targs):
-        for o,xs in ((preds, self.preds), (targs, self.targs)): xs.append(o.detach().flatten() if self.flatten else o.detach())
+# %% ../nbs/07b_metrics.ipynb #4cfa02e5
+@patch
+def reset(self:AccumMetric): self.preds,self.targs = [],[]
+@patch
+def accumulate(self:AccumMetric, learn): self._add(self._act(learn.pred), learn.y)
+@patch
+def _add(self:AccumMetric, preds, targs):
+    for o,xs in ((preds, self.preds), (targs, self.targs)): xs.append(o.detach().flatten() if self.flatten else o.detach())
 
 # %% ../nbs/07b_metrics.ipynb #0e6bfd93
 @patch
@@ -99,7 +104,7 @@ def __call__(self:AccumMetric,
 ): # The number
     "The metric of one batch"
     self.reset()
-    self._add(self._act(preds), targs)
+    self.accumulate(NS(pred=preds, y=targs))
     return self.value
 
 # %% ../nbs/07b_metrics.ipynb #2f590fde
@@ -133,10 +138,6 @@ class ConfusionMetric(Metric):
 
     def reset(self): self.conf = None
     def accumulate(self, learn): self._add(learn.pred, learn.y)
-    def __call__(self, pred, targ):
-        self.reset()
-        self._add(pred, targ)
-        return self.value
 
 # %% ../nbs/07b_metrics.ipynb #ed9db800
 @patch
@@ -172,6 +173,8 @@ def _binary(self:ConfusionMetric):
     return one.value
 
 # %% ../nbs/07b_metrics.ipynb #06e00c93
+ConfusionMetric.__call__ = AccumMetric.__call__
+
 class Precision(ConfusionMetric):
     "Of those called positive, the share that is"
     def _ratio(self, right, called, true): return right/called
