@@ -530,6 +530,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'scratchai.learner._valid_points': ('learner.html#_valid_points', 'scratchai/learner.py'),
                                    'scratchai.learner._value': ('learner.html#_value', 'scratchai/learner.py'),
                                    'scratchai.learner._warn_old': ('learner.html#_warn_old', 'scratchai/learner.py'),
+                                   'scratchai.learner.find_bs': ('learner.html#find_bs', 'scratchai/learner.py'),
                                    'scratchai.learner.format_time': ('learner.html#format_time', 'scratchai/learner.py'),
                                    'scratchai.learner.mk_metric': ('learner.html#mk_metric', 'scratchai/learner.py'),
                                    'scratchai.learner.sort_by_run': ('learner.html#sort_by_run', 'scratchai/learner.py'),
@@ -1121,6 +1122,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'scratchai.training.StopAfterNBatches.after_batch': ( 'training.html#stopafternbatches.after_batch',
                                                                                           'scratchai/training.py'),
                                     'scratchai.training.clip_grad_norm_': ('training.html#clip_grad_norm_', 'scratchai/training.py'),
-                                    'scratchai.training.find_bs': ('training.html#find_bs', 'scratchai/training.py'),
                                     'scratchai.training.rnn_cbs': ('training.html#rnn_cbs', 'scratchai/training.py'),
                                     'scratchai.training.set_bn_eval': ('training.html#set_bn_eval', 'scratchai/training.py')}}}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['event', 'RegModel', 'synth_dls', 'CancelFitException', 'CancelEpochException', 'CancelTrainException',
            'CancelValidException', 'CancelBatchException', 'CancelBackwardException', 'CancelStepException', 'Callback',
-           'sort_by_run', 'Caller', 'trainable_params', 'Learner', 'synth_learner', 'TrainEvalCallback', 'Metric',
-           'AvgMetric', 'mk_metric', 'AvgLoss', 'ValueMetric', 'AvgSmoothLoss', 'Recorder', 'format_time',
+           'sort_by_run', 'Caller', 'trainable_params', 'Learner', 'find_bs', 'synth_learner', 'TrainEvalCallback',
+           'Metric', 'AvgMetric', 'mk_metric', 'AvgLoss', 'ValueMetric', 'AvgSmoothLoss', 'Recorder', 'format_time',
            'ProgressCallback']
 
 # %% ../nbs/07_learner.ipynb #4bbddc54
@@ -519,11 +519,14 @@ def _explain(learn, e):
     if isinstance(e, tuple(_cancels.values())): _add_note(e, "Nothing that this exception could cancel was under way.")
 
 # %% ../nbs/07_learner.ipynb #0f581317
-def _bs(learn):
-    "How many items are in the batch?"
-    b = learn.yb or learn.xb
+def find_bs(
+    b, # A batch: any nest of tensors
+)->int: # Items in it
+    "The length of the first tensor in a batch"
     while isinstance(b, (tuple,list,dict,L)): b = first(b.values() if isinstance(b, dict) else b)
     return len(b) if getattr(b, 'ndim', 1) else 1
+
+def _bs(learn): return find_bs(learn.yb or learn.xb)
 
 # %% ../nbs/07_learner.ipynb #85084af5
 @delegates(Learner)
