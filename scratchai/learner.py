@@ -981,7 +981,8 @@ _plan = '''fit
 @   after_train
   validate
    before_validate
-   for xb,yb in dls.valid: (before_batch, after_pred, after_loss, after_batch as above)
+   for xb,yb in dls.valid:
+    before_batch, after_pred, after_loss, after_batch as above
    after_validate
   after_epoch
  after_fit

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from fastcore.all import *
 from .core import *
+from .doodles import class_names
 from .learner import *
 
 # %% ../nbs/09_tracker.ipynb #f0701e2d
@@ -365,7 +366,7 @@ def after_pred(self:TensorBoardCallback):
 @patch
 def _figure(self:TensorBoardCallback, xb, yb, pred):
     vocab,decode = getattr(self.dls, 'vocab', None),getattr(self.dls, 'decode_batch', noop)
-    titles = [' / '.join(str(vocab[i] if vocab else i) for i in o) for o in zip(yb.tolist(), pred.argmax(-1).tolist())]
+    titles = ['\n'.join(class_names.get(o, str(o)) for o in (L(vocab)[list(os)] if vocab else os)) for os in zip(yb.tolist(), pred.argmax(-1).tolist())]
     axs = show_images(to_cpu(decode(xb)).clamp(0, 1), nrows=round(len(xb)**0.5), titles=titles)
     self.writer.add_figure('target / prediction', axs[0].figure, self.done+self.sent)
 
