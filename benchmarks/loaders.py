@@ -33,11 +33,11 @@ def loaders(path, size, bs=64, nw=2):
     return {'scratchai':ours, 'torch, persistent workers':TorchLoader(ds, bs, num_workers=nw, persistent_workers=True), 'fastai':fastai}
 
 def main(path, *sizes):
-    rows = [['size', 'loader', 'images/s, median of 5 passes', 'scratchai is faster by']]
+    rows = [['size', 'loader', 'images/s, median of 9 passes', 'scratchai is faster by']]
     for size in map(int, sizes or ['64']):
         dls = loaders(path, size)
         for dl in dls.values(): rate(dl) # the first pass starts the workers
-        rates = {k: median(o) for k,o in zip(dls, zip(*[[rate(dl) for dl in dls.values()] for _ in range(5)]))}
+        rates = {k: median(o) for k,o in zip(dls, zip(*[[rate(dl) for dl in dls.values()] for _ in range(9)]))}
         rows += [[size, k, f'{v:.0f}', f"{rates['scratchai']/v:.2f} ×"] for k,v in rates.items()]
     n = len(get_image_files(path/'train'))
     report.write(f'Loaders on {path.name}', f'One pass over {n} training pictures, batch 64, two workers, decoded and resized to `float32` batches; the passes take turns.\n\n'+report.table(rows))

@@ -79,7 +79,9 @@ class DataLoaders:
 def train(self:DataLoaders): return self[0]
 
 @patch(as_prop=True)
-def valid(self:DataLoaders): return self[1]
+def valid(self:DataLoaders):
+    if len(self)<2: raise AttributeError('There is no loader to validate with: make it `DataLoaders(train, valid)`; an empty list will do for `valid`.')
+    return self[1]
 
 
 # %% ../nbs/02_data.ipynb #e55ebb10
@@ -87,7 +89,7 @@ def valid(self:DataLoaders): return self[1]
 def train_ds(self:DataLoaders): return getattr(self[0], 'ds', getattr(self[0], 'dataset', None))
 
 @patch(as_prop=True)
-def valid_ds(self:DataLoaders): return getattr(self[1], 'ds', getattr(self[1], 'dataset', None))
+def valid_ds(self:DataLoaders): return getattr(self.valid, 'ds', getattr(self.valid, 'dataset', None))
 
 # %% ../nbs/02_data.ipynb #556e7fa3
 @patch(as_prop=True)

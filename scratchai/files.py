@@ -223,6 +223,7 @@ def _download(url, file, timeout, progress, tries=5):
         try: want,why = _append(url, part, timeout, progress),'the connection was cut'
         except HTTPError as e: want,why = -1,f'the server answers {e.code} {e.reason}'
         except (URLError,HTTPException,TimeoutError,ConnectionError) as e: want,why = -1,getattr(e, 'reason', e)
+        except OSError as e: raise OSError(e.errno, f'{url} was not downloaded whole to {part}: {e.strerror}. Make room and call again, or set SCRATCHAI_HOME to a folder on another disk') from e
         had,have = have,part.stat().st_size if part.exists() else 0
         if want in (None,have): return part
         if have<=had: break

@@ -259,13 +259,20 @@ def _thread_pool(self:WorkerPool):
     self.ex,self.mem,self.procs = ThreadPoolExecutor(self.n_workers),None,{}
     self.end = weakref.finalize(self, self.ex.shutdown, wait=False, cancel_futures=True)
 
+# %% ../nbs/01c_loader.ipynb #8a5243ea
+_turn = threading.Lock()
+def _in_turn(job, idxs, seed):
+    "A batch made by a thread"
+    if seed is None: return job.batch(idxs, None)
+    with _turn, _own_randomness(): return job.batch(idxs, seed)
+
 # %% ../nbs/01c_loader.ipynb #56db8fa6
 @patch
 def submit(self:WorkerPool, job, idxs, seed):
     "Have a batch made; gives back what `result` takes"
     try:
         if self.ex is None: self.start()
-        if self.context=='thread': return self.ex.submit(job.batch, idxs, None),None,None
+        if self.context=='thread': return self.ex.submit(_in_turn, job, idxs, seed),None,None
         slot = self.free.pop() if self.free else None
         at,end = (0,0) if slot is None else (slot*self.slot,(slot+1)*self.slot)
         return self.ex.submit(_work, self.jobs.index(job), idxs, seed, at, end),slot,self.free
@@ -298,6 +305,13 @@ def result(self:WorkerPool, fs, timeout, pin):
     finally: self.drop(fs)
 
 # %% ../nbs/01c_loader.ipynb #49efb9e1
+def _check_args(ds, bs, prefetch, rank, world_size):
+    if not (hasattr(ds, '__len__') and hasattr(ds, '__getitem__')):
+        raise TypeError(f'A data set has `__len__` and `__getitem__`; {type(ds).__name__} has not. Make a list of what it yields, or write the two.')
+    if bs<1 or prefetch<1: raise ValueError(f'`bs` and `prefetch` are at least 1, not {bs} and {prefetch}.')
+    if not 0<=rank<world_size: raise ValueError(f'`rank` is one of 0…{world_size-1}, not {rank}.')
+
+# %% ../nbs/01c_loader.ipynb #2e855a1e
 class DataLoader:
     "Batches of a data set, made by workers"
     def __init__(self,
@@ -308,7 +322,7 @@ class DataLoader:
         n_workers:int|None=None, # 0: in this process; `None`: one a core where workers can be forked, else 0
         prefetch:int=2, # Batches made in advance, for each worker
         seed:int|None=None, # Decides order and items' randomness; `None`: drawn from PyTorch's generator
-        context:str|None=None, # 'fork', 'forkserver', 'spawn', or 'thread' (whose items must not be random); `None`: the best here
+        context:str|None=None, # 'fork', 'forkserver', 'spawn', or 'thread' (where random items take turns); `None`: the best here
         collate_fn=collate, # Makes a batch from a list of items
         timeout:float=60, # Seconds to wait for a batch; 0: for ever
         pin_memory:bool|None=None, # Batches in memory from which a GPU copies faster? `None`: if `device` is one
@@ -319,10 +333,7 @@ class DataLoader:
         after_batch=None, # Functions from batch to batch, called on `device`
         pool:WorkerPool|None=None, # Workers to share
     ):
-        if not (hasattr(ds, '__len__') and hasattr(ds, '__getitem__')):
-            raise TypeError(f'A data set has `__len__` and `__getitem__`; {type(ds).__name__} has not. Make a list of what it yields, or write the two.')
-        if bs<1 or prefetch<1: raise ValueError(f'`bs` and `prefetch` are at least 1, not {bs} and {prefetch}.')
-        if not 0<=rank<world_size: raise ValueError(f'`rank` is one of 0…{world_size-1}, not {rank}.')
+        _check_args(ds, bs, prefetch, rank, world_size)
         if n_workers is None: n_workers = defaults.cpus if _fork() else 0
         store_attr(but='seed,after_batch,pool')
         self._seed,self.after_batch,self.split_idx = seed,L(after_batch),0 if shuffle else 1
@@ -371,6 +382,15 @@ def n_batches(self:DataLoader):
 def _new_pool(self:DataLoader): return WorkerPool(self.n_workers, self.context, self.n_workers*self.prefetch)
 
 @patch
+def _knowing_pool(self:DataLoader):
+    "The pool; another, if its workers are running and do not know our data set"
+    if not self.pool.add(self.job):
+        self.pool = self._new_pool()
+        self.pool.add(self.job)
+    return self.pool
+
+# %% ../nbs/01c_loader.ipynb #e8681e5e
+@patch
 def _here(self:DataLoader, idxs, seed):
     "A batch made in this process, whose generators it leaves alone"
     if seed is None: return self.job.batch(idxs, None)
@@ -379,19 +399,15 @@ def _here(self:DataLoader, idxs, seed):
 @patch
 def _there(self:DataLoader, chunks, seed):
     "Batches made by the pool, at most `n_workers*prefetch` at once"
-    n,pin = self.n_workers*self.prefetch,ifnone(self.pin_memory, torch.device(self.device or 'cpu').type=='cuda')
-    if not self.pool.add(self.job):
-        self.pool = self._new_pool()
-        self.pool.add(self.job)
-    todo = iter(chunks)
-    live = deque(self.pool.submit(self.job, o, seed) for o in itertools.islice(todo, n))
+    pool,todo,pin = self._knowing_pool(),iter(chunks),ifnone(self.pin_memory, torch.device(self.device or 'cpu').type=='cuda')
+    live = deque(pool.submit(self.job, o, seed) for o in itertools.islice(todo, self.n_workers*self.prefetch))
     try:
         while live:
-            b = self.pool.result(live.popleft(), self.timeout, pin)
-            live.extend(self.pool.submit(self.job, o, seed) for o in itertools.islice(todo, 1))
+            b = pool.result(live.popleft(), self.timeout, pin)
+            live.extend(pool.submit(self.job, o, seed) for o in itertools.islice(todo, 1))
             yield b
     finally:
-        for o in live: self.pool.drop(o)
+        for o in live: pool.drop(o)
 
 # %% ../nbs/01c_loader.ipynb #a112694b
 @patch
@@ -403,14 +419,20 @@ def _after(self:DataLoader, b):
     return b
 
 @patch
+def _batches(self:DataLoader, chunks):
+    "A batch, and what was left out of it, for each of `chunks`"
+    seed = (self.seed,self.epoch) if self.random else None
+    if self.n_workers and not self.job.at_hand(): return self._there(chunks, seed)
+    return (self._here(o, seed) for o in chunks)
+
+@patch
 def _epoch(self:DataLoader):
     "An epoch's batches from `position` on; position and epoch move with them"
     if self._run: self.epoch,self.position = self.epoch+1,0
     self._run = run = object()
-    seed,chunks = (self.seed,self.epoch) if self.random else None,self.chunks(self.epoch)[self.position:]
     self.bad = []
     try:
-        for b,bad in self._there(chunks, seed) if self.n_workers and not self.job.at_hand() else (self._here(o, seed) for o in chunks):
+        for b,bad in self._batches(self.chunks(self.epoch)[self.position:]):
             self.position += 1
             self.bad += bad
             if b is not None: yield self._after(b)
@@ -418,6 +440,7 @@ def _epoch(self:DataLoader):
     finally:
         if self._run is run: self.epoch,self.position,self._run = self.epoch+1,0,None
 
+# %% ../nbs/01c_loader.ipynb #2fd83a71
 @patch
 def _end_epoch(self:DataLoader):
     "Let the data set know, and the reader, if items were left out"

@@ -1,5 +1,6 @@
 "The loader under real faults: each must end in its sentence, in seconds, and leave no process behind"
-import os,resource,signal,subprocess,sys,tempfile,threading,time,warnings
+import io,os,random,resource,signal,subprocess,sys,tarfile,tempfile,threading,time,warnings
+from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
 from pathlib import Path
 import numpy as np,torch
 from PIL import Image
@@ -48,6 +49,86 @@ def start_methods():
     want = rows(DataLoader(Numbers(), 8, shuffle=True, n_workers=0, seed=3))
     for context in ('fork','forkserver','spawn'):
         with DataLoader(Numbers(), 8, shuffle=True, n_workers=2, seed=3, context=context) as dl: assert torch.equal(rows(dl), want), context
+
+class Noisy:
+    "Items that draw from all three generators"
+    random = True
+    def __len__(self): return 96
+    def __getitem__(self, i): return torch.rand(8)+i/96+np.random.rand()*random.random(),i%3
+
+def trained(**kwargs):
+    "The weights of a small model after three epochs on random items"
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Linear(8,16), torch.nn.ReLU(), torch.nn.Linear(16,3))
+    opt = torch.optim.SGD(model.parameters(), lr=.1, momentum=.9)
+    with DataLoader(Noisy(), 16, shuffle=True, seed=5, **kwargs) as dl:
+        for _ in range(3):
+            for xb,yb in dl:
+                torch.nn.functional.cross_entropy(model(xb.float()), yb).backward()
+                opt.step()
+                opt.zero_grad()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+def weights():
+    "The same trained weights, bitwise, for any number of workers and every way to start them"
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    want = trained(n_workers=0)
+    try:
+        for context in ('fork','forkserver','spawn','thread'):
+            for n_workers in (1,2,4) if context in ('fork','thread') else (2,):
+                assert torch.equal(trained(n_workers=n_workers, context=context), want), (context, n_workers)
+    finally: torch.set_num_threads(n)
+    return f'{len(want)} numbers, {want.abs().sum():.4f}'
+
+class Batchable:
+    "A data set in PyTorch's form that can give many items at once"
+    def __len__(self): return 30
+    def __getitem__(self, i): return torch.tensor([i]),i
+    def __getitems__(self, idxs): return [self[i] for i in idxs]
+
+def torch_datasets():
+    "What PyTorch's own data sets hold comes out as from PyTorch's loader"
+    from torch.utils.data import ConcatDataset,DataLoader as TorchLoader,Subset,TensorDataset
+    whole = TensorDataset(torch.randn(50,3), torch.arange(50))
+    for ds in (whole, Subset(whole, range(5,45)), ConcatDataset([whole,whole]), Batchable(), Subset(Batchable(), [3,1,2])):
+        want = [tuple(o) for o in TorchLoader(ds, 8)]
+        for n_workers in (0,2):
+            with DataLoader(ds, 8, n_workers=n_workers) as dl:
+                got = list(dl)
+                assert len(got)==len(want) and all(torch.equal(a, b) for g,w in zip(got, want) for a,b in zip(g, w)), type(ds)
+
+class Named(Dataset):
+    "Touches the name of each of its files, and reads none"
+    def decode(self, i): return torch.full((8,8,3), len(self.fns.name(i))%256, dtype=torch.uint8)
+class Listed(Named):
+    "The same with an ordinary list of paths"
+    def __init__(self, fns): self.paths,self.y,self.tfm,self.random = [Path(o) for o in fns],np.zeros(len(fns), dtype=np.int64),None,False
+    def decode(self, i): return torch.full((8,8,3), len(str(self.paths[i]))%256, dtype=torch.uint8)
+
+def own(pid):
+    "Megabytes that only process `pid` holds"
+    lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
+    return sum(int(o.split()[1]) for o in lines if o.startswith(('Private_Dirty','Private_Clean')))/1e3
+
+def growth(ds, epochs=20, since=3):
+    "Megabytes that the parent and the larger worker have gained between epoch `since` and the last of `epochs` with a slow consumer"
+    with DataLoader(ds, 250, shuffle=True, n_workers=2, seed=1, world_size=20) as dl:
+        for epoch in range(epochs):
+            for b in dl: time.sleep(.001)
+            now = [own(o) for o in (os.getpid(),*dl.pool.procs)]
+            if epoch==since: first = now # by then every buffer that is kept has been made
+    gain = [b-a for a,b in zip(first, now)]
+    return gain[0],max(gain[1:])
+
+def memory():
+    "200,000 files, twenty epochs (of 10,000 each), a slow consumer: nothing grows; a list of paths in their place does, in the workers"
+    fns = [f'/data/pictures/train/n{i%1000:08}/n{i%1000:08}_{i}.JPEG' for i in range(200_000)]
+    parent,worker = growth(Named(fns, labels=[0]*len(fns)))
+    assert parent<4 and worker<4, (parent, worker)
+    _,listed = growth(Listed(fns), since=0)
+    assert listed>3*max(worker, 1), (listed, worker)
+    return f'parent {parent:+.1f} MB, worker {worker:+.1f} MB; a worker with a list of paths {listed:+.1f} MB'
 
 def killed():
     dl = DataLoader(Numbers(wait=.02), 4, n_workers=2)
@@ -143,6 +224,116 @@ for i,b in enumerate(dl):
     if sig==signal.SIGINT: assert out.count('Traceback')==1 and 'KeyboardInterrupt' in out, out
     return f'exit status {p.returncode}'
 
+class Slowly(BaseHTTPRequestHandler):
+    "Sends what it has in pieces, with pauses; knows ranges"
+    protocol_version,data,log,pause = 'HTTP/1.1',b'',[],.02
+    def log_message(self, *args): pass
+    def do_GET(self):
+        start = int((self.headers.get('Range') or 'bytes=0-')[6:-1])
+        self.log.append(start)
+        self.send_response(206 if start else 200)
+        for k,v in {'ETag':'"1"', 'Content-Length':len(self.data)-start}.items(): self.send_header(k, v)
+        self.end_headers()
+        try:
+            for i in range(start, len(self.data), 2**17):
+                self.wfile.write(self.data[i:i+2**17])
+                time.sleep(self.pause)
+        except OSError: pass
+        self.close_connection = True
+
+def archive(n=20, size=100_000):
+    buf = io.BytesIO()
+    with tarfile.open(fileobj=buf, mode='w') as t:
+        for i in range(n):
+            m = tarfile.TarInfo(f'pics/{i:05}.bin')
+            m.size = size
+            t.addfile(m, io.BytesIO(bytes([i%256])*size))
+    return buf.getvalue()
+
+def fetch(url, home):
+    "`untar_data` in a program of its own"
+    return program(f"""
+print('go', flush=True)
+print(len(list(untar_data({url!r}, progress=False).iterdir())), flush=True)
+""", env=dict(os.environ, SCRATCHAI_HOME=str(home)))
+
+def until(f, limit=10):
+    end = time.monotonic()+limit
+    while not f():
+        assert time.monotonic()<end, 'it did not come about'
+        time.sleep(.005)
+
+def inside(home): return sorted(o.name for o in (Path(home)/'data').iterdir()) if (Path(home)/'data').exists() else []
+
+def downloads():
+    "Ctrl-C in mid-download and in mid-extraction, two programs at once, a full disk: nothing is half there, and the next call goes on"
+    Slowly.data = archive()
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Slowly)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f'http://127.0.0.1:{server.server_port}/pics.tar'
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)
+        # Ctrl-C in mid-download
+        p,part = fetch(url, d/'a'),d/'a/archives/pics.tar.part'
+        until(lambda: part.exists() and part.stat().st_size>3e5)
+        p.send_signal(signal.SIGINT)
+        out = p.communicate(timeout=20)[0]
+        assert 'KeyboardInterrupt' in out and inside(d/'a')==[], (out, inside(d/'a'))
+        n = part.stat().st_size
+        Slowly.log.clear()
+        assert fetch(url, d/'a').communicate(timeout=20)[0].split()==['go','20'] and Slowly.log==[n] and inside(d/'a')==['pics']
+        # two programs at once
+        Slowly.log.clear()
+        outs = [o.communicate(timeout=30)[0].split() for o in [fetch(url, d/'b') for _ in range(2)]]
+        assert outs==[['go','20']]*2 and Slowly.log==[0], (outs, Slowly.log)
+        # Ctrl-C and SIGKILL in mid-extraction, of an archive on the disk
+        many = d/'many.tar'
+        many.write_bytes(archive(6_000, 10))
+        for sig,home in ((signal.SIGINT, d/'c'), (signal.SIGKILL, d/'e')):
+            p = fetch(str(many), home)
+            until(lambda: len(list((home/'data').glob('.many.*.tmp/all/pics/0*')))>50)
+            p.send_signal(sig)
+            p.communicate(timeout=20)
+            assert not (home/'data/many').exists() and (sig!=signal.SIGINT or inside(home)==[]), inside(home)
+            if sig==signal.SIGKILL: assert fetch(str(many), home).communicate(timeout=40)[0].split()==["go","6000"] and inside(home)==['many']
+        full = full_disk(url, d)
+    server.shutdown()
+    return f'went on from byte {n}; one download for two programs; {full}'
+
+def full_disk(url, d):
+    disk = d/'disk'
+    disk.mkdir()
+    if subprocess.run(['mount','-t','tmpfs','-o','size=1m','none',disk], capture_output=True).returncode: return 'full disk not tried: no right to mount'
+    try:
+        out = fetch(url, disk).communicate(timeout=20)[0].splitlines()[-1]
+        assert 'No space left' in out and 'SCRATCHAI_HOME' in out and inside(disk)==[], out
+        subprocess.run(['mount','-o','remount,size=3m',disk], check=True)
+        unpacked = fetch(url, disk).communicate(timeout=20)[0].splitlines()[-1]
+        assert 'was not unpacked, and nothing was left behind' in unpacked and inside(disk)==[], unpacked
+    finally: subprocess.run(['umount',disk])
+    return out
+
+def small_shm():
+    "A /dev/shm of 64 KB, really"
+    if subprocess.run(['unshare','-m','true'], capture_output=True).returncode: return 'not tried: no right to unshare'
+    body = """
+want = rows(DataLoader(Wide(), 8, n_workers=0, seed=3))
+with DataLoader(Wide(), 8, n_workers=2, seed=3) as dl: print(torch.equal(rows(dl), want))
+print(os.statvfs('/dev/shm').f_blocks*os.statvfs('/dev/shm').f_frsize)
+"""
+    cmd = ['unshare','-m','sh','-c','mount -t tmpfs -o size=64k none /dev/shm && exec "$@"','-',sys.executable,'-c',script.format(here=str(Path(__file__).parent))+body]
+    out = subprocess.run(cmd, capture_output=True, text=True, timeout=60)
+    assert out.stdout.split()==['True','65536'], out
+    return 'the same batches'
+
+class Wide(Numbers):
+    def __getitem__(self, i): return torch.full((40,40,3), i, dtype=torch.uint8),i
+
+def one_loader():
+    "A `DataLoaders` without a loader to validate with"
+    from scratchai.data import DataLoaders
+    return says(lambda: DataLoaders(DataLoader(Numbers(), n_workers=0), device='cpu').valid, 'no loader to validate with', err=AttributeError)
+
 def few_files():
     "64 file descriptors; a loader works, and one too many says so"
     p = program("""
@@ -186,9 +377,10 @@ def dropped():
 
 def main():
     "Every fault in turn, a line each"
-    checks = [start_methods, killed, stopped, bad_files, flipped, few_files, no_shared_memory, dropped]
+    checks = [weights, torch_datasets, start_methods, memory, killed, stopped, bad_files, flipped, few_files, no_shared_memory, small_shm, dropped, downloads, one_loader]
     for f in checks:
-        if sys.platform=='linux': print(f'{f.__name__}: {f() or "ok"}', flush=True)
+        t = time.monotonic()
+        if sys.platform=='linux': print(f'{f.__name__}: {f() or "ok"} ({time.monotonic()-t:.1f} s)', flush=True)
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL): print(f'the program ends by {sig.name}: {parent_ends(sig)}, no worker left', flush=True)
     assert gone(children()), children()
     print('no process is left')
