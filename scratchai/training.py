@@ -67,7 +67,10 @@ class GradientAccumulation(Callback):
     order,run_valid,count,ended = 6,False,0,False
     def __init__(self,
         n_acc:int=32, # Items before a step
-    ): self.n_acc = n_acc
+    ):
+        if n_acc<1: raise ValueError(f'A step needs at least one item, not `n_acc={n_acc}`.')
+        self.n_acc = n_acc
+
     def before_train(self): self._forget()
     def after_loss(self):
         if self.loss_grad is not None: self.learn.loss_grad = self.loss_grad*(find_bs(self.yb)/self.n_acc)
