@@ -9,15 +9,14 @@ __all__ = ['torch_names', 'Tensors', 'multi', 'OptimWrapper', 'sgd_step', 'weigh
            'QHAdam', 'Lamb', 'lion_step', 'Lion', 'slow_start', 'lookahead_step', 'Lookahead', 'ranger']
 
 # %% ../nbs/06_optimizer.ipynb #89c0443c
-import ctypes,itertools,os,subprocess,tempfile,warnings
+import ctypes,inspect,itertools,os,shlex,subprocess,tempfile,warnings
 from collections import ChainMap,defaultdict
-from functools import cached_property
 from pathlib import Path
 import torch
 from torch import Tensor
 from fastcore.all import *
 from .pieces import *
-from .pieces import _BaseOptimizer,_piece,_run_piece,_to_groups
+from .pieces import _BaseOptimizer,_piece,_run_piece,_spread,_to_groups
 
 # %% ../nbs/06_optimizer.ipynb #575d9537
 _all_ = ['sgd_step', 'weight_decay', 'Optimizer', 'debias', 'average_grad', 'momentum_step', 'l2_reg', 'SGD', 'average_sqr_grad',
@@ -31,12 +30,15 @@ class _TensorLike:
         f = None if k[:2]=='__' else getattr(Tensor, k, None)
         if not callable(f): raise AttributeError(f'A piece marked `multi` works on many tensors at once, which have no common `{k}`.')
         return partial(self._call, k, f, self)
+    def __bool__(self): raise TypeError('A piece marked `multi` works on many tensors at once, and cannot branch on their values: leave the mark off.')
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        return next(o for o in args if isinstance(o, cls))._call(func.__name__, func, *args, **(kwargs or {}))
+    def __torch_function__(cls, func, types, args=(), kwargs={}):
+        return first(o for o in (*args, *kwargs.values()) if isinstance(o, cls))._call(func.__name__, func, *args, **kwargs)
 
 def _operator(k): return lambda self, *args: self._call(k, getattr(Tensor, k), self, *args)
-for k in 'add radd sub rsub mul rmul truediv rtruediv pow neg abs lt le gt ge'.split(): setattr(_TensorLike, f'__{k}__', _operator(f'__{k}__'))
+for k in 'add radd sub rsub mul rmul truediv rtruediv pow neg abs lt le gt ge eq ne'.split(): setattr(_TensorLike, f'__{k}__', _operator(f'__{k}__'))
+for k,f in dict(add='add_', sub='sub_', mul='mul_', truediv='div_', pow='pow_').items():
+    setattr(_TensorLike, f'__i{k}__', lambda self, o, f=f: self._call(f, getattr(Tensor, f), self, o))
 
 # %% ../nbs/06_optimizer.ipynb #8f98a28b
 _foreach_names = dict(__add__='add', __radd__='add', __sub__='sub', __mul__='mul', __rmul__='mul', __truediv__='div', __pow__='pow', __neg__='neg')
@@ -44,7 +46,7 @@ def _inplace(k): return k[-1]=='_' and k[:2]!='__'
 
 def _each(func, args, kwargs):
     def at(i, o): return o.ts[i] if isinstance(o, Tensors) else o
-    n = next(len(o.ts) for o in args if isinstance(o, Tensors))
+    n = next(len(o.ts) for o in (*args, *kwargs.values()) if isinstance(o, Tensors))
     return [func(*[at(i,o) for o in args], **{k:at(i,o) for k,o in kwargs.items()}) for i in range(n)]
 
 # %% ../nbs/06_optimizer.ipynb #f760b830
@@ -55,8 +57,14 @@ class Tensors(_TensorLike):
     ): self.ts = list(ts)
     def __iter__(self): return iter(self.ts)
     def __repr__(self): return f'Tensors({self.ts})'
-    @cached_property
-    def grad(self): return Tensors(o.grad for o in self.ts)
+    @property
+    def grad(self):
+        if '_grads' not in vars(self): self._grads = Tensors(o.grad for o in self.ts)
+        return self._grads
+    @grad.setter
+    def grad(self, v):
+        for o,g in zip(self.ts, v): o.grad = g
+        self._grads = v
     def _call(self, name, func, *args, **kwargs):
         f = getattr(torch, '_foreach_'+_foreach_names.get(name, name), None)
         try: res = f(*[getattr(o, 'ts', o) for o in args], **kwargs)
@@ -70,6 +78,8 @@ def multi(
     "Mark a piece that may be given many parameters at once, as `Tensors`"
     f.multi = True
     return f
+
+def _is_multi(cb): return getattr(cb, 'multi', False) or getattr(_piece(cb), 'multi', False)
 
 for f in (sgd_step, weight_decay, l2_reg, average_grad, average_sqr_grad, momentum_step, rms_prop_step, step_stat, adam_step): multi(f)
 for f in (nadam_step, momentum_warmup, radam_step, qhadam_step, lamb_step, lion_step, slow_start, lookahead_step): multi(f)
@@ -97,7 +107,7 @@ def _run_lists(cbs, ps, states, hyper):
     for cb in cbs: state.update(_run_piece(cb, p, state, hyper))
     for k,v in state.items():
         if v is old.get(k): continue
-        for s,o in zip(states, v if isinstance(v, Tensors) else itertools.repeat(v)): s[k] = o
+        for s,o in zip(states, v if isinstance(v, Tensors) else [v.clone() if isinstance(v, Tensor) else v for _ in states]): s[k] = o
 
 # %% ../nbs/06_optimizer.ipynb #68223c40
 def _chunks(ps, n=2**20):
@@ -120,7 +130,7 @@ def _run_single(self:Optimizer, cbs, ps, states, hyper):
 @torch.no_grad()
 def step(self:Optimizer):
     "Run the pieces: marked ones on lists of parameters, others on one at a time"
-    for is_multi,cbs in itertools.groupby(self.cbs, lambda cb: getattr(_piece(cb), 'multi', False)):
+    for is_multi,cbs in itertools.groupby(self.cbs, _is_multi):
         cbs,run = list(cbs),self._run_multi if is_multi else self._run_single
         for ps,states,hyper in self._batches(): run(cbs, ps, states, hyper)
 
@@ -131,7 +141,7 @@ class _Tape:
     def slot(self, o):
         if isinstance(o, _Traced): return 'tensor',o.name
         if isinstance(o, Tensor): raise NotImplementedError('a piece uses a tensor from outside')
-        if not isinstance(o, float): return 'constant',o
+        if isinstance(o, bool) or not isinstance(o, (int,float)): return 'constant',o
         self.scalars.append(o)
         return 'scalar',len(self.scalars)-1
 
@@ -140,6 +150,9 @@ class _Traced(_TensorLike):
     def __init__(self, name, tape): self.name,self.tape = name,tape
     @property
     def grad(self): return _Traced('grad', self.tape)
+    @grad.setter
+    def grad(self, v):
+        if v.name!='grad': self.grad.copy_(v)
 
 # %% ../nbs/06_optimizer.ipynb #9a703dea
 @patch
@@ -158,7 +171,7 @@ def _record(cbs, state, hyper):
 
 # %% ../nbs/06_optimizer.ipynb #68a6f2c5
 _c_ops = dict(add='{0} + {alpha}*{1}', sub='{0} - {alpha}*{1}', rsub='{1} - {0}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}',
-    abs='std::fabs({0})', sqrt='std::sqrt({0})', sign='({0}>0) - ({0}<0)', maximum='{0}>{1} ? {0} : {1}', minimum='{0}<{1} ? {0} : {1}',
+    abs='std::fabs({0})', sqrt='std::sqrt({0})', sign='({0}>0) - ({0}<0)', maximum='{0}>{1} || {0}!={0} ? {0} : {1}', minimum='{0}<{1} || {0}!={0} ? {0} : {1}',
     lerp='{0} + {2}*({1}-{0})', addcmul='{0} + {value}*{1}*{2}', addcdiv='{0} + {value}*{1}/{2}', copy='{1}', clone='{0}')
 def _c_name(name): return _foreach_names.get(name, name.rstrip('_'))
 
@@ -190,7 +203,7 @@ extern "C" void step(int64_t cores, int64_t k, const int64_t* n, {T}** t, const 
 # %% ../nbs/06_optimizer.ipynb #3969416a
 def _build(source):
     "The function `step` of some C++, compiled for this machine"
-    cmd = [os.environ.get('CXX', 'g++'), '-O3', '-march=native', '-fno-math-errno', '-shared', '-fPIC', 'step.cpp', '-o', 'step.so']
+    cmd = [*shlex.split(os.environ.get('CXX', 'g++')), '-O3', '-march=native', '-fno-math-errno', '-shared', '-fPIC', 'step.cpp', '-o', 'step.so']
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'step.cpp').write_text(source)
         run = partial(subprocess.run, cwd=d, capture_output=True)
@@ -235,16 +248,24 @@ def _torch_kernel(ops, names, t, n=8):
     return kernel
 
 # %% ../nbs/06_optimizer.ipynb #c04ba6bc
+def _whole(p, state):
+    dense = p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last)
+    return dense and all((o.shape,o.stride(),o.dtype)==(p.shape,p.stride(),p.dtype) for o in (p.grad, *state.values()) if isinstance(o, Tensor))
+
 def _c_able(name, func, out, args, kwargs):
-    return _c_name(name) in _c_ops and {k for k,_ in kwargs}<={'alpha','value'} and all(kind!='constant' or isinstance(o, int) for kind,o in args)
+    return _c_name(name) in _c_ops and {k for k,_ in kwargs}<={'alpha','value'} and all(kind!='constant' for kind,_ in args)
+
+
+# %% ../nbs/06_optimizer.ipynb #1e1e5e88
+_shapeless = {*_c_ops, *'radd rmul rtruediv pow exp log where clamp logaddexp lt le gt ge eq ne'.split()}
+def _check_shapeless(name, func, out, args, kwargs):
+    if _c_name(name).strip('_') not in _shapeless and not (name=='norm' and len(args)==1 and not kwargs):
+        raise NotImplementedError(f'what `{name}` does may depend on the shape of a tensor, or on its place in it')
 
 def _kernel(ops, names, t):
+    for o in ops: _check_shapeless(*o)
     if t.device.type=='cpu' and t.dtype in (torch.float32,torch.float64) and all(_c_able(*o) for o in ops): return _c_kernel(ops, names, t.dtype)
     return _torch_kernel(ops, names, t)
-
-def _whole(p, state):
-    ts = [p, p.grad, *[o for o in state.values() if isinstance(o, Tensor)]]
-    return all(o.is_contiguous() and o.shape==p.shape and o.dtype==p.dtype for o in ts)
 
 # %% ../nbs/06_optimizer.ipynb #95b67c6d
 @patch
@@ -306,7 +327,7 @@ def set_freeze(self:_BaseOptimizer,
 def freeze_to(self:_BaseOptimizer, n:int):
     "Freeze the groups before the `n`-th (from the end, if negative), and let the others train"
     size = len(self.param_lists)
-    self.frozen_idx = n if n>=0 else size+n
+    self.frozen_idx = n if n>=0 else max(0, size+n)
     if self.frozen_idx>=size: warnings.warn(f'`freeze_to({n})` freezes all of the {size} parameter groups.')
     self.set_freeze(slice(self.frozen_idx, None), True)
     self.set_freeze(slice(None, self.frozen_idx), False)
@@ -343,13 +364,18 @@ def state_dict(self:_BaseOptimizer)->dict: # `state` by name, `hypers` and names
     return dict(state={n:dict(self.state[p]) for n,p in ps.items()}, hypers=[dict(h) for h in self.hypers], groups=names)
 
 # %% ../nbs/06_optimizer.ipynb #7af7ad03
-def _misfits(saved, ps):
-    "What in `saved` does not fit the parameters `ps`, a line each"
-    unknown = [f'`{n}` is no parameter here' for n,s in saved.items() if n not in ps and s]
-    pairs = [(n,ps[n],k,v) for n,s in saved.items() if n in ps for k,v in s.items() if isinstance(v, Tensor) and v.dim()]
+def _misfits(opt, sd, ps):
+    "What in the saved `sd` does not fit the optimizer `opt` of the parameters `ps`, a line each"
+    if not {'state','hypers','groups'} <= {*sd}: return ['this is no state of an optimizer of ours (they have `state`, `hypers` and `groups`)']
+    unknown = [f'`{n}` is no parameter here' for n,s in sd['state'].items() if n not in ps and s]
+    unknown += [f'`{k}` is no hyper-parameter here' for k in dict.fromkeys(k for h in sd['hypers'] for k in h) if not opt._has(k)]
+    pairs = [(n,ps[n],k,v) for n,s in sd['state'].items() if n in ps for k,v in s.items() if isinstance(v, Tensor) and v.dim()]
     return unknown + [f'`{k}` of `{n}` has shape {tuple(v.shape)}, the parameter has {tuple(p.shape)}' for n,p,k,v in pairs if v.shape!=p.shape]
 
-def _for(p, v): return v if not isinstance(v, Tensor) else v.to(p.device, copy=True) if v.dim() else v.clone()
+def _for(p, v):
+    "A copy of the saved value `v` that suits the parameter `p`"
+    if not isinstance(v, Tensor) or not v.dim(): return v.clone() if isinstance(v, Tensor) else v
+    return v.to(p.device, p.dtype if v.is_floating_point() else v.dtype, copy=True)
 
 # %% ../nbs/06_optimizer.ipynb #6b9e84ab
 @patch
@@ -360,9 +386,9 @@ def load_state_dict(self:_BaseOptimizer,
     "Go on from saved state"
     names = self._named()
     ps = dict(zip(itertools.chain(*names), self.param_lists.concat()))
-    if bad := _misfits(sd['state'], ps):
+    if bad := _misfits(self, sd, ps):
         msg = f"The saved optimizer state does not fit: {'; '.join(bad)}."
-        if strict: raise ValueError(msg)
+        if strict or 'groups' not in sd: raise ValueError(msg)
         warnings.warn(msg)
     self._load(sd, names, {n:p for n,p in ps.items() if not any(f'`{n}`' in o for o in bad)})
 
@@ -373,7 +399,7 @@ def _load(self:_BaseOptimizer, sd, names, ps):
         if n in sd['state']: self._load_state(p, {k:_for(p, v) for k,v in sd['state'][n].items()})
     was = {n:h for group,h in zip(sd['groups'], sd['hypers']) for n in group}
     found = [next((was[n] for n in group if n in was), None) for group in names]
-    known = {k for h in found if h for k in h}
+    known = {k for h in found if h for k in h if self._has(k)}
     for k in known: self._put(k, [h[k] if h and k in h else old.get(k) for h,old in zip(found, self.hypers)])
 
 @patch
@@ -392,6 +418,17 @@ class _States:
     def __init__(self, opt): self.flags,self.opt = defaultdict(dict),opt
     def __getitem__(self, p): return ChainMap(self.flags[p], self.opt.state.get(p, {}))
 
+# %% ../nbs/06_optimizer.ipynb #b1c359cd
+def _to_torch(cls, ours, hp_map, n):
+    "For the first of `n` groups, the hyper-parameters `ours` by the names that the class `cls` knows"
+    sig,res = inspect.signature(cls).parameters,{}
+    first = {k:_spread(k, v, n)[0] for k,v in ours.items()}
+    for theirs,k in {'lr':'lr', **hp_map}.items():
+        name,_,i = theirs.partition('__')
+        if k not in first or name not in sig: continue
+        res[name] = tuple(first[k] if str(j)==i else o for j,o in enumerate(res.get(name, sig[name].default))) if i else first[k]
+    return res
+
 # %% ../nbs/06_optimizer.ipynb #90d84ed5
 class OptimWrapper(_BaseOptimizer, GetAttr):
     "A `torch.optim` optimizer with the methods of `Optimizer`"
@@ -407,7 +444,8 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
         self.hp_map,ours = hp_map or torch_names,{}
         if callable(opt):
             ours = {k:kwargs.pop(k) for k in list(kwargs) if k=='lr' or k in self.hp_map.values()}
-            opt = opt([dict(params=list(g)) for g in _to_groups(params)] if convert_groups else params, **kwargs)
+            groups = [dict(params=list(g)) for g in _to_groups(params)] if convert_groups else list(params)
+            opt = opt(groups, **{**_to_torch(opt, ours, self.hp_map, len(groups)), **kwargs})
         self._wrap(opt)
         self.set_hypers(**ours, **({} if params is not None else kwargs))
 
@@ -422,6 +460,9 @@ def hypers(self:OptimWrapper):
     "The hyper-parameters by our names, a dict a group; set them with `set_hyper`"
     groups = self.opt.param_groups[:len(self.param_lists)]
     return L({self.hp_map.get(k, k):v for k,v in _flatten(g).items()} for g in groups)
+
+@patch
+def _has(self:OptimWrapper, k): return k in self.hypers[0]
 
 # %% ../nbs/06_optimizer.ipynb #b99b0c43
 @patch

@@ -10,7 +10,7 @@ __all__ = ['sgd_step', 'weight_decay', 'Optimizer', 'debias', 'average_grad', 'm
 
 # %% ../nbs/05b_pieces.ipynb #fb773d09
 import inspect,math
-from collections import defaultdict
+from collections import Counter,defaultdict
 from collections.abc import Iterable
 from numbers import Real
 import numpy as np,torch
@@ -47,9 +47,11 @@ def _to_groups(params):
 # %% ../nbs/05b_pieces.ipynb #5f536de1
 def _spread(k, v, n):
     "A value of `k` for each of `n` groups"
+    if isinstance(v, (Tensor,np.ndarray)): v = v.tolist()
+    if isinstance(v, slice) and not v.stop: raise ValueError(f"`{k}` was given {v}; a slice ends in the value of the last group: `slice(1e-5, 1e-3)` or `slice(1e-3)`.")
     if isinstance(v, slice) and v.start: v = [v.start*(v.stop/v.start)**(i/(n-1)) for i in range(n-1)] + [v.stop]
     elif isinstance(v, slice): v = [v.stop/10]*(n-1) + [v.stop]
-    v = list(v) if isinstance(v, (list,tuple,L,np.ndarray)) else [v]*n
+    v = list(v) if isinstance(v, (list,tuple,L)) else [v]*n
     if len(v)!=n: raise ValueError(f"`{k}` was given {len(v)} values, and there are {n} parameter groups.")
     return [o.item() if isinstance(o, (Tensor,np.generic)) else o for o in v]
 
@@ -59,7 +61,9 @@ def _check_lr(k, v):
 
 # %% ../nbs/05b_pieces.ipynb #281eccf0
 def _piece(cb): return getattr(cb, 'func', cb)
-def _defaults(cb): return getattr(_piece(cb), 'defaults', {})
+def _defaults(cb):
+    res = getattr(_piece(cb), 'defaults', {})
+    return {**res, **{k:v for k,v in getattr(cb, 'keywords', {}).items() if k in res}}
 def _name(cb): return getattr(_piece(cb), '__name__', str(cb)) + (str(cb.keywords) if isinstance(cb, partial) else '')
 
 # %% ../nbs/05b_pieces.ipynb #7c1d421f
@@ -82,6 +86,7 @@ class _BaseOptimizer:
     def set_names(self, named_params):
         "Learn the names of parameters from `(name, parameter)` pairs, so that state is saved by name"
         self.names = {p:n for n,p in named_params}
+        if twice := [n for n,i in Counter(self.names.values()).items() if i>1]: raise ValueError(f"Two parameters have the name `{twice[0]}`.")
 
 # %% ../nbs/05b_pieces.ipynb #47e4ec95
 @patch
@@ -108,8 +113,9 @@ class Optimizer(_BaseOptimizer):
         self.hypers,self.names,self.frozen_idx = L({} for _ in self.param_lists),{},0
         self.set_hypers(**merge(*self.cbs.map(_defaults), defaults))
 
+    def _has(self, k): return any(k in _knows(cb) for cb in self.cbs)
     def _put(self, k, vs):
-        if not any(k in _knows(cb) for cb in self.cbs):
+        if not self._has(k):
             raise ValueError(f"No piece knows the hyper-parameter `{k}`; known are {', '.join(sorted(set().union(*self.cbs.map(_knows))))}.")
         for h,v in zip(self.hypers, vs): h[k] = v
 
