@@ -1066,6 +1066,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'scratchai.tracker.TrackerCallback.before_fit': ( 'tracker.html#trackercallback.before_fit',
                                                                                      'scratchai/tracker.py'),
                                    'scratchai.tracker._check': ('tracker.html#_check', 'scratchai/tracker.py'),
+                                   'scratchai.tracker._kind': ('tracker.html#_kind', 'scratchai/tracker.py'),
                                    'scratchai.tracker._opt_parts': ('tracker.html#_opt_parts', 'scratchai/tracker.py'),
                                    'scratchai.tracker._opt_state': ('tracker.html#_opt_state', 'scratchai/tracker.py'),
                                    'scratchai.tracker._peak_ever': ('tracker.html#_peak_ever', 'scratchai/tracker.py'),

@@ -128,8 +128,13 @@ def _opt_parts(opt):
     sd = opt.state_dict()
     tensors = {f'opt/{n}/{k}':v for n,s in sd['state'].items() for k,v in s.items() if isinstance(v, Tensor)}
     rest = {n: {k:v for k,v in s.items() if not isinstance(v, Tensor)} for n,s in sd['state'].items()}
-    return tensors,{'opt':json.dumps(dict(sd, state=rest), default=float)}
+    return tensors,{'opt':json.dumps(dict(sd, state=rest, kind=_kind(opt)), default=float)}
 
+def _kind(opt):
+    nums = [k for k,v in opt.hypers[0].items() if isinstance(v, (int,float)) and not isinstance(v, bool)]
+    return f"{type(getattr(opt, 'opt', opt)).__name__} with {', '.join(sorted(nums))}"
+
+# %% ../nbs/09_tracker.ipynb #e5c9992e
 def _opt_state(tensors, text):
     "The `state_dict` that `_opt_parts` took apart"
     sd = json.loads(text)
@@ -169,7 +174,10 @@ def load(self:Learner,
 def _load_opt(self:Learner, tensors, text, file):
     if 'opt' not in text: raise ValueError(f'{file} has no state of an optimizer: it was saved with `with_opt=False`, or before any training.')
     if self.opt is None: self.create_opt()
-    self.opt.load_state_dict(_opt_state(tensors, text['opt']))
+    sd = _opt_state(tensors, text['opt'])
+    if sd['kind']!=_kind(self.opt):
+        raise ValueError(f"{file} has the state of another optimizer, {sd['kind']}, and here is {_kind(self.opt)}; the weights alone come `with_opt=False`.")
+    self.opt.load_state_dict(sd)
 
 # %% ../nbs/09_tracker.ipynb #21206c9f
 class SaveModelCallback(TrackerCallback):
