@@ -7,6 +7,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'scratchai.cache.Cache.__reduce__': ('cache.html#cache.__reduce__', 'scratchai/cache.py'),
                                  'scratchai.cache.Cache._create': ('cache.html#cache._create', 'scratchai/cache.py'),
                                  'scratchai.cache.Cache._map': ('cache.html#cache._map', 'scratchai/cache.py'),
+                                 'scratchai.cache.Cache._name': ('cache.html#cache._name', 'scratchai/cache.py'),
                                  'scratchai.cache.Cache.complete': ('cache.html#cache.complete', 'scratchai/cache.py'),
                                  'scratchai.cache.Cache.get': ('cache.html#cache.get', 'scratchai/cache.py'),
                                  'scratchai.cache.Cache.n_bytes': ('cache.html#cache.n_bytes', 'scratchai/cache.py'),
