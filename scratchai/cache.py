@@ -6,13 +6,14 @@
 __all__ = ['Cache', 'CachedDataset']
 
 # %% ../nbs/01d_cache.ipynb #6a510f17
-import errno,hashlib,mmap,os,shutil,tempfile,time,weakref
+import errno,hashlib,mmap,os,shutil,tempfile,time,warnings,weakref
 from contextlib import suppress
 from multiprocessing.context import get_spawning_popen
-from multiprocessing.reduction import DupFd
 
-try: import fcntl
-except ImportError: fcntl = None
+try:
+    import fcntl
+    from multiprocessing.reduction import DupFd
+except ImportError: fcntl = DupFd = None # Windows
 
 import numpy as np,PIL,torch
 from fastcore.all import *
@@ -124,7 +125,7 @@ def _attach(fd, shape, full):
 
 @patch
 def __reduce__(self:Cache):
-    if get_spawning_popen() is None: return type(None),()
+    if get_spawning_popen() is None or DupFd is None: return type(None),()
     return _attach,(DupFd(self.fd),self.shape,self.full)
 
 # %% ../nbs/01d_cache.ipynb #1e21d129
@@ -148,11 +149,16 @@ def complete(self:Cache):
     "If no picture is missing, say so, and give the file its name; was it so?"
     if not self.full and self.state.all():
         self.full = True
-        if self.final:
-            self.mm.flush()
-            os.replace(self.part, self.final)
+        if self.final: self._name()
         self._map()
     return self.full
+
+@patch
+def _name(self:Cache):
+    "Have all bytes on the disk, then rename"
+    self.mm.flush()
+    try: os.replace(self.part, self.final)
+    except OSError as e: warnings.warn(f'The cache is complete, but only for this run: {self.final} cannot be made ({e.strerror}).')
 
 # %% ../nbs/01d_cache.ipynb #20402ada
 class CachedDataset(Dataset):

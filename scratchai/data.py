@@ -198,7 +198,7 @@ def from_folder(cls:ImageDataLoaders,
     valid:str='val', # The folder to validate on
     valid_pct:float|None=None, # Share of the pictures that validate; `None`: those in `valid`
     seed:int|None=None, # Decides the random split, and the training order
-    **kwargs # Passed on to `from_lists`: `size`, `bs`, `n_workers`, `device`…
+    **kwargs # Passed on to `from_lists`: `size`, `bs`, `n_workers`, `device`, `cache`…
 ):
     "From a folder in Imagenette's layout"
     path = Path(path)
