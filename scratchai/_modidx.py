@@ -526,6 +526,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'scratchai.learner._set_up': ('learner.html#_set_up', 'scratchai/learner.py'),
                                    'scratchai.learner._shape': ('learner.html#_shape', 'scratchai/learner.py'),
                                    'scratchai.learner._split': ('learner.html#_split', 'scratchai/learner.py'),
+                                   'scratchai.learner._spots': ('learner.html#_spots', 'scratchai/learner.py'),
                                    'scratchai.learner._steps': ('learner.html#_steps', 'scratchai/learner.py'),
                                    'scratchai.learner._swapped': ('learner.html#_swapped', 'scratchai/learner.py'),
                                    'scratchai.learner._valid_points': ('learner.html#_valid_points', 'scratchai/learner.py'),

@@ -14,6 +14,7 @@ import difflib,inspect,os,re,signal,sys,threading,time,warnings
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from textwrap import indent
 
@@ -1005,23 +1006,25 @@ def show_training_loop(self:Learner, plot:bool=True): # Draw it too?
     if plot: _draw_loop(_steps(self))
 
 # %% ../nbs/07_learner.ipynb #ae537eb9
+def _spots(cbs): return list(accumulate((0.9*len(o.name)+2.5 for o in cbs or ()), initial=54))
+
 def _draw_loop(steps, row=0.2):
     "Nested boxes for the parts of the loop, a label for each callback"
-    n = len(steps)
-    ax = plt.subplots(figsize=(7.5, n*row))[1]
-    ax.set(xlim=(0,100), ylim=(n,0))
+    n,right = len(steps),max(100, *[_spots(cbs)[-1]+4 for *_,cbs in steps])
+    ax = plt.subplots(figsize=(right*0.075, n*row))[1]
+    ax.set(xlim=(0,right), ylim=(n+0.1,-0.1))
     ax.axis('off')
     for i,step in enumerate(steps):
-        if i+1<n and steps[i+1][0]>step[0]: _draw_box(ax, i, step[0], steps)
+        if i+1<n and steps[i+1][0]>step[0]: _draw_box(ax, i, step[0], steps, right)
         _draw_step(ax, i+0.5, *step)
 
 # %% ../nbs/07_learner.ipynb #97ed437c
-def _draw_box(ax, i, depth, steps):
+def _draw_box(ax, i, depth, steps, right):
     end = next((j for j in range(i+1, len(steps)) if steps[j][0]<=depth), len(steps))
-    ax.add_patch(plt.Rectangle((3*depth+0.5, i), 99-4*depth, end-i, fc=plt.cm.Blues(0.04+0.07*depth), ec='steelblue', lw=0.6))
+    ax.add_patch(plt.Rectangle((3*depth+0.5, i), right-1-4*depth, end-i, fc=plt.cm.Blues(0.04+0.07*depth), ec='steelblue', lw=0.6))
 
 def _draw_step(ax, y, depth, text, cbs):
     color,weight = ('black','bold') if cbs is None else ('tab:blue','normal')
     ax.text(3*depth+1.5, y, text, va='center', family='monospace', size=8, color=color, weight=weight)
     box = dict(boxstyle='round,pad=0.2', fc='moccasin', ec='orange', lw=0.5)
-    for j,cb in enumerate(cbs or ()): ax.text(54+13*j, y, cb.name, va='center', size=7.5, bbox=box)
+    for x,cb in zip(_spots(cbs), cbs or ()): ax.text(x, y, cb.name, va='center', size=7.5, bbox=box)
