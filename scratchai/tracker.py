@@ -157,16 +157,17 @@ def save(self:Learner,
 @patch
 def load(self:Learner,
     file, # What `save` was given
+    device=None, # Bring the model there first; `None`: it stays where it is
     with_opt:bool|None=None, # The optimizer's state too? `None`: if the file has one
     strict:bool=True, # Must the names of all weights agree? Their shapes must, in any case
 ): # The learner
     "Load what `save` has written: all of it, or nothing if something does not fit"
-    file = _weights_file(self, file)
-    tensors,text = _read(file)
-    state = {k:v for k,v in tensors.items() if not k.startswith('opt/')}
-    _check(self.model, state, strict, file)
+    tensors,text = _read(file := _weights_file(self, file))
+    weights = {k:v for k,v in tensors.items() if not k.startswith('opt/')}
+    _check(self.model, weights, strict, file)
+    if device is not None: self.model.to(device)
     if ifnone(with_opt, 'opt' in text): self._load_opt(tensors, text, file)
-    self.model.load_state_dict(state, strict=strict)
+    self.model.load_state_dict(weights, strict=strict)
     return self
 
 # %% ../nbs/09_tracker.ipynb #361e45c4
