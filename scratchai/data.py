@@ -52,7 +52,7 @@ class Normalize:
     def encode(self, x:Tensor)->Tensor: return (x-_spread(self.mean, x)).div_(_spread(self.std, x))
     def decode(self, x:Tensor)->Tensor: return x*self.std.to(x.device)+self.mean.to(x.device)
     def __call__(self, b): return self.encode(b[0]),*b[1:]
-    def __repr__(self): return f'Normalize(mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()})'
+    def __repr__(self): return 'Normalize(mean={}, std={})'.format(*([round(v, 4) for v in o.flatten().tolist()] for o in (self.mean,self.std)))
 
 # %% ../nbs/02_data.ipynb #64dc60c9
 class DataLoaders:
