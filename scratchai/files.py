@@ -8,8 +8,9 @@ __all__ = ['get_image_files', 'open_image', 'parent_label', 'RegexLabeller', 'Gr
 
 # %% ../nbs/01b_files.ipynb #d06bd2ce
 import hashlib,io,os,re,shutil,tarfile,tempfile,zipfile,zlib
-from contextlib import contextmanager
+from contextlib import contextmanager,suppress
 from http.client import HTTPException
+from numbers import Integral
 from urllib.error import HTTPError,URLError
 from urllib.parse import unquote,urlsplit
 from urllib.request import Request,url2pathname,urlopen
@@ -53,11 +54,20 @@ def get_image_files(
     return L(Path(o) for o in sorted(_walk(path, recurse, L(folders))))
 
 # %% ../nbs/01b_files.ipynb #7b8f0d32
+_wide = ('PNG','PPM') # the formats whose 32-bit mode holds 16 bits
+
+def _grey(im):
+    "Grey of more than 8 bits, or in real numbers, in 8 bits"
+    a = np.nan_to_num(np.asarray(im).astype(np.float64), posinf=0, neginf=0)
+    tops = [65535] if im.mode.startswith('I;16') or (im.mode=='I' and im.format in _wide) else [1,255,65535] if im.mode=='F' else [255,65535]
+    res = a*255/next((o for o in tops if a.max()<=o), a.max())
+    if isinstance(t := im.info.get('transparency'), int): res[a==t] = 255
+    return Image.fromarray(res.clip(0,255).round().astype(np.uint8)).convert('RGB')
+
 def _to_rgb(im):
     "A picture of any Pillow mode in RGB"
     if im.mode=='RGB' and 'transparency' not in im.info: return im
-    if im.mode.startswith('I;16') or (im.mode=='I' and im.format=='PNG'):
-        return Image.fromarray((np.asarray(im).astype(np.float32)/257).round().astype(np.uint8)).convert('RGB')
+    if im.mode[0] in 'IF': return _grey(im)
     if not im.has_transparency_data: return im.convert('RGB')
     im = im.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
@@ -72,12 +82,24 @@ def _resize(im, size, method, resample):
     raise ValueError(f"The resize method is 'squish', 'crop' or 'pad', not {method!r}.")
 
 # %% ../nbs/01b_files.ipynb #1b2cd292
+def _hw(size):
+    "`size` as height and width"
+    hw = tuple(size) if hasattr(size, '__len__') else (size,size)
+    if len(hw)!=2 or not all(isinstance(o, Integral) and o>0 for o in hw): raise ValueError(f'`size` is a whole number of pixels, or height and width, not {size!r}.')
+    return int(hw[0]),int(hw[1])
+
+def _upright(im):
+    "Turn `im` as its EXIF note says; one that cannot be read says nothing"
+    if im.format=='JPEG' and 'exif' not in im.info: return
+    with suppress(Exception): ImageOps.exif_transpose(im, in_place=True)
+
 def _opened(src):
     "A Pillow image of whatever `src` is"
     if isinstance(src, Image.Image): return src.copy()
     if isinstance(src, (Tensor,np.ndarray)): return Image.fromarray(np.asarray(src))
     return Image.open(io.BytesIO(src) if isinstance(src, (bytes,bytearray)) else src)
 
+# %% ../nbs/01b_files.ipynb #34170904
 def open_image(
     src, # A path, bytes of a file, an open file, an array `(h, w, c)` of bytes, or a Pillow image
     size:int|tuple|None=None, # Height and width wanted; one number for both; `None`: as it is
@@ -85,10 +107,10 @@ def open_image(
     resample=Image.BILINEAR, # Pillow's filter for the resize
 )->Image.Image: # In RGB, decoded
     "A picture, upright, in RGB, at `size`"
-    if isinstance(size, int): size = (size,size)
+    if size is not None: size = _hw(size)
     with _opened(src) as im:
         if size: im.draft('RGB', (max(size),)*2)
-        if im.format!='JPEG' or 'exif' in im.info: ImageOps.exif_transpose(im, in_place=True)
+        _upright(im)
         res = _to_rgb(im)
         res.load()
         return _resize(res, size, method, resample) if size else res
@@ -136,6 +158,11 @@ class RandomSplitter:
         return idxs[n:],idxs[:n]
 
 # %% ../nbs/01b_files.ipynb #5c2f8c12
+def _index(i, n):
+    "Position `i` among `n`; a negative one counts from the end"
+    if not -n<=i<n: raise IndexError(f'There is no item {i} among {n}.')
+    return int(i)%n
+
 class PackedPaths:
     "Paths as one `bytes` and one array, which worker processes share instead of copying"
     def __init__(self,
@@ -145,11 +172,12 @@ class PackedPaths:
         self.data,self.ends = b''.join(bs),np.cumsum([0]+[len(o) for o in bs])
     def __len__(self): return len(self.ends)-1
     def __iter__(self): return (Path(self.name(i)) for i in range(len(self)))
-    def name(self, i): return os.fsdecode(self.data[self.ends[i]:self.ends[i+1]])
+    def name(self, i):
+        i = _index(i, len(self))
+        return os.fsdecode(self.data[self.ends[i]:self.ends[i+1]])
     def __getitem__(self, i):
         if isinstance(i, slice): return L(self[j] for j in range(*i.indices(len(self))))
-        if not -len(self)<=i<len(self): raise IndexError(f'No path {i} among {len(self)}.')
-        return Path(self.name(i%len(self)))
+        return Path(self.name(i))
     def __repr__(self): return f'{len(self)} paths: {self[:3]}'
 
 # %% ../nbs/01b_files.ipynb #29623895
@@ -171,6 +199,7 @@ class Dataset:
     ):
         labels = L(fns).map(labels) if callable(labels) else L(labels)
         if len(labels)!=len(fns): raise ValueError(f'There are {len(fns)} pictures but {len(labels)} labels.')
+        if size is not None: _hw(size)
         store_attr('size,method,tfm')
         self.fns,self.random = PackedPaths(fns),tfm is not None
         self.vocab = labels.unique(sort=True) if vocab is None else L(vocab)
@@ -178,6 +207,7 @@ class Dataset:
         self.y = _numbers(labels, self.v2i, fns)
     def __len__(self): return len(self.y)
     def __getitem__(self, i):
+        i = _index(i, len(self))
         x = self.decode(i)
         return (self.tfm(x) if self.tfm else x),int(self.y[i])
     def decode(self, i): return torch.from_numpy(np.array(open_image(self.fns.name(i), self.size, self.method)))
