@@ -7,7 +7,7 @@ __all__ = ['get_image_files', 'open_image', 'parent_label', 'RegexLabeller', 'Gr
            'PackedPaths', 'Dataset', 'URLs', 'untar_data']
 
 # %% ../nbs/01b_files.ipynb #d06bd2ce
-import hashlib,io,os,re,shutil,tarfile,tempfile,zipfile,zlib
+import glob,hashlib,io,os,re,shutil,tarfile,tempfile,zipfile,zlib
 from contextlib import contextmanager,suppress
 from http.client import HTTPException
 from numbers import Integral
@@ -232,18 +232,32 @@ def _ask(url, start, tag, timeout):
     rng = {'Range':f'bytes={start}-', 'If-Range':tag} if start else {}
     return urlopen(Request(url, headers={'User-Agent':'scratchai', **rng}), timeout=timeout)
 
+def _begun(url, part):
+    "How many bytes of `url` are in `part`, and the server's tag for them"
+    tag = part.with_suffix('.tag')
+    text = tag.read_text().split('\n') if tag.exists() and part.exists() else ['']
+    return (part.stat().st_size,text[0]) if text[0] and text[1:]==[url] else (0,'')
+
+def _write(r, url, part, start, progress):
+    "Append what `r` brings to `part`; the number of bytes that there should be, or `None`"
+    if r.status!=206: start = 0
+    todo = int(r.headers.get('Content-Length') or 0)
+    part.with_suffix('.tag').write_text(f"{r.headers.get('ETag') or r.headers.get('Last-Modified') or ''}\n{url}")
+    with part.open('ab' if start else 'wb') as f:
+        parts = iter(lambda: r.read(2**18), b'')
+        for o in progress_bar(parts, total=-(-todo//2**18), leave=False) if progress else parts: f.write(o)
+    return start+todo if todo else None
+
+# %% ../nbs/01b_files.ipynb #9b5dead8
 def _append(url, part, timeout, progress):
     "Append to `part` what it lacks of `url`; the number of bytes that there should be, or `None`"
-    tag = part.with_suffix('.tag')
-    start = part.stat().st_size if part.exists() and tag.exists() and tag.read_text() else 0
-    with _ask(url, start, start and tag.read_text(), timeout) as r:
-        if r.status!=206: start = 0
-        todo = int(r.headers.get('Content-Length') or 0)
-        tag.write_text(r.headers.get('ETag') or r.headers.get('Last-Modified') or '')
-        with part.open('ab' if start else 'wb') as f:
-            parts = iter(lambda: r.read(2**18), b'')
-            for o in progress_bar(parts, total=-(-todo//2**18), leave=False) if progress else parts: f.write(o)
-    return start+todo if todo else None
+    start,tag = _begun(url, part)
+    try: r = _ask(url, start, tag, timeout)
+    except HTTPError as e:
+        if e.code!=416: raise
+        if start and (e.headers.get('Content-Range') or '').endswith(f'/{start}'): return start
+        r = _ask(url, 0, '', timeout)
+    with r: return _write(r, url, part, start, progress)
 
 # %% ../nbs/01b_files.ipynb #d8659228
 def _download(url, file, timeout, progress, tries=5):
@@ -266,12 +280,22 @@ def _digest(file, algo):
         while o := f.read(2**20): h.update(o)
     return h.hexdigest()
 
+_digits = dict(md5=32, sha1=40, sha256=64, sha512=128)
+
+def _algo(digest):
+    "Algorithm and hexadecimal digits of `digest`; digits alone tell the algorithm by their number"
+    algo,_,want = digest.strip().lower().rpartition(':')
+    algo = algo or {n: o for o,n in _digits.items()}.get(len(want))
+    if _digits.get(algo)==len(want) and re.fullmatch('[0-9a-f]+', want): return algo,want
+    raise ValueError(f"A digest is 'sha256:' and 64 hexadecimal digits, or 'md5:' and 32 (sha1: 40, sha512: 128), not {digest!r}.")
+
 def _check(file, size, digest):
     "Compare `file` with its known size and digest"
     n = os.path.getsize(file)
     if size is not None and n!=size: raise ValueError(f'{file} has {n} bytes, and should have {size}: it is damaged, or another file.')
-    algo,_,want = (digest or '').partition(':')
-    if want and (got := _digest(file, algo))!=want.lower():
+    if not digest: return
+    algo,want = _algo(digest)
+    if (got := _digest(file, algo))!=want:
         raise ValueError(f'{file} has the {algo} digest {got}, and should have {want}: it is damaged, or another file.')
 
 # %% ../nbs/01b_files.ipynb #8efbc947
@@ -289,28 +313,38 @@ def _untar(file, to):
 
 def _unzip(file, to):
     with zipfile.ZipFile(file) as z:
-        for m in z.infolist(): _safe(m.filename, file, (m.external_attr>>28) in (0,4,8))
+        for m in z.infolist():
+            _safe(m.filename, file, (m.external_attr>>28) in (0,4,8))
+            if m.flag_bits&1: raise ValueError(f'{file} was not unpacked: its member {m.filename!r} is encrypted. Unpack it yourself.')
         z.extractall(to)
 
 # %% ../nbs/01b_files.ipynb #1a96e833
+def _put(all, folder, file, old):
+    "Rename what was unpacked to `folder`, whose former content goes to `old`"
+    tops = list(all.iterdir()) if all.exists() else []
+    if not tops: raise ValueError(f'{file} is an archive with nothing in it.')
+    if folder.exists(): folder.rename(old)
+    (tops[0] if len(tops)==1 and tops[0].is_dir() else all).rename(folder)
+
 def _extract(file, folder):
     "Unpack `file` beside `folder`, then rename"
     tmp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.tmp', dir=folder.parent))
     try:
-        (_unzip if zipfile.is_zipfile(file) else _untar)(file, tmp/'all')
-        tops = list((tmp/'all').iterdir())
-        if folder.exists(): folder.rename(tmp/'old')
-        (tops[0] if len(tops)==1 and tops[0].is_dir() else tmp/'all').rename(folder)
-    except (tarfile.TarError,zipfile.BadZipFile,EOFError,zlib.error) as e: raise ValueError(f'{file} is no tar or zip archive, or damaged: {e}.') from e
-    except OSError as e: raise OSError(e.errno, f'{file} was not unpacked, and nothing was left behind: {e.strerror}') from e
+        (_untar if tarfile.is_tarfile(file) else _unzip)(file, tmp/'all') # a zip is found by its end, which may be that of a tar's last member
+        _put(tmp/'all', folder, file, tmp/'old')
+    except (tarfile.TarError,zipfile.BadZipFile,NotImplementedError,EOFError,zlib.error) as e: raise ValueError(f'{file} is no tar or zip archive, or damaged: {e}.') from e
+    except OSError as e: raise OSError(e.errno, f'{file} was not unpacked, and nothing was left behind: {e.strerror or e}') from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/01b_files.ipynb #e379d8ad
+def _remote(url): return '://' in url and not url.startswith('file:')
+
 def _places(url, dest):
     "Where the archive is or will be, and the folder to make"
-    path = url2pathname(urlsplit(url).path) if url.startswith('file:') else url if '://' not in url else ''
+    path = os.path.expanduser('' if _remote(url) else url2pathname(urlsplit(url).path) if url.startswith('file:') else url)
     name = os.path.basename(path or unquote(urlsplit(url).path))
-    folder = Path(dest or cache_dir('data', re.sub(r'(\.tar)?\.\w+$', '', name))).absolute()
+    if name in ('','.','..'): raise ValueError(f'{url!r} names no archive: it has to end in the name of a file, such as `…/pictures.tgz`.')
+    folder = Path(dest or cache_dir('data', re.sub(r'(\.tar)?\.\w+$', '', name))).expanduser().absolute()
     return Path(path) if path else cache_dir('archives', name),folder
 
 @contextmanager
@@ -322,23 +356,46 @@ def _locked(file):
         yield
 
 # %% ../nbs/01b_files.ipynb #f95d3ac2
+def _source(url, file):
+    "What tells an archive from others: its address; of a local one also size and time. '' if it is not there"
+    if _remote(url): return url
+    if not file.is_file(): return ''
+    return f'{file.absolute()} ({file.stat().st_size} bytes, of time {file.stat().st_mtime_ns})'
+
+def _note(folder): return cache_dir('archives', f"{folder.name}.{hashlib.blake2b(os.fsencode(folder), digest_size=6).hexdigest()}.from")
+
+def _is_there(folder, source):
+    "Is `folder` there, and from `source`?"
+    if folder.exists() and not folder.is_dir(): raise FileExistsError(f'{folder} is a file, and no folder.')
+    if not folder.is_dir() or not any(folder.iterdir()): return False
+    was = _note(folder).read_text() if _note(folder).exists() else source
+    if not source or was==source: return True
+    raise ValueError(f'{folder} was made from {was}, and not from {source}: name another `dest`, or replace it by `force_download=True`.')
+
+# %% ../nbs/01b_files.ipynb #9c81bcd6
+def _discard(src, e=None):
+    "Remove a download; say so if it was of no use"
+    for o in (src,src.with_suffix('.tag')): o.unlink(missing_ok=True)
+    if e: raise ValueError(f'{e} The download was removed.') from e
+
 def _install(url, file, folder, size, digest, timeout, progress, force):
     "Bring `folder` into being, under the lock"
-    for o in folder.parent.glob(f'.{folder.name}.*.tmp'): shutil.rmtree(o, ignore_errors=True)
-    ours = '://' in url and not url.startswith('file:') and (force or not file.exists())
+    for o in folder.parent.glob(f'.{glob.escape(folder.name)}.*.tmp'): shutil.rmtree(o, ignore_errors=True)
+    ours = _remote(url) and (force or not file.exists())
     src = _download(url, file, timeout, progress) if ours else file
-    try: _check(src, size, digest)
-    except ValueError:
-        if ours: src.unlink()
-        raise
-    _extract(src, folder)
-    if ours: src.unlink()
+    try:
+        _check(src, size, digest)
+        _extract(src, folder)
+    except ValueError as e:
+        if not ours: raise
+        _discard(src, e)
+    if ours: _discard(src)
 
 # %% ../nbs/01b_files.ipynb #fe95735a
 def untar_data(
     url:str, # Of a `tar` (compressed or not) or `zip` archive: `http(s)://`, `file://`, or a path
     dest=None, # The folder to make; `None`: named after the archive, in `cache_dir('data')`
-    digest:str|None=None, # 'sha256:…' or 'md5:…', lower-case hex; `None`: from `URLs.known`
+    digest:str|None=None, # 'sha256:…' or 'md5:…', in hexadecimal digits; `None`: from `URLs.known`
     size:int|None=None, # Bytes of the archive; `None`: from `URLs.known`
     force_download:bool=False, # Replace the folder if it is there?
     timeout:float=30, # Seconds without a byte until the connection counts as cut
@@ -346,10 +403,13 @@ def untar_data(
 )->Path: # The folder; one that is alone at the archive's top is not repeated in it
     "Download, check and unpack an archive, once; the folder is there whole or not at all"
     (file,folder),url = _places(str(url), dest),str(url)
-    known = URLs.known.get(url, (None,None))
-    for o in (folder.parent,file.parent,cache_dir('archives')): o.mkdir(parents=True, exist_ok=True)
-    if folder.is_dir() and not force_download: return folder
+    source,(n,known) = _source(url, file),URLs.known.get(url, (None,None))
+    if digest: _algo(digest)
+    if not force_download and _is_there(folder, source): return folder
+    if not source: raise FileNotFoundError(f'There is no archive {file}.')
+    for o in (folder.parent,cache_dir('archives')): o.mkdir(parents=True, exist_ok=True)
     with _locked(cache_dir('archives', f'{folder.name}.lock')):
-        if force_download or not folder.is_dir():
-            _install(url, file, folder, ifnone(size, known[0]), ifnone(digest, known[1]), timeout, progress, force_download)
+        if not force_download and _is_there(folder, source): return folder
+        _install(url, file, folder, ifnone(size, n), ifnone(digest, known), timeout, progress, force_download)
+        _note(folder).write_text(source)
     return folder
