@@ -6,9 +6,9 @@
 __all__ = ['collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'WorkerPool', 'DataLoader', 'verify_images']
 
 # %% ../nbs/01c_loader.ipynb #4c1f2d1c
-import atexit,ctypes,gc,hashlib,io,itertools,multiprocessing as mp,os,pickle,random,signal,threading,time,types,warnings,weakref
+import atexit,copy,ctypes,gc,hashlib,io,itertools,multiprocessing as mp,os,pickle,queue,random,signal,threading,time,types,warnings,weakref
 from collections import deque
-from concurrent.futures import BrokenExecutor,CancelledError,ThreadPoolExecutor,TimeoutError as WaitedTooLong
+from concurrent.futures import BrokenExecutor,CancelledError,Executor,Future,TimeoutError as WaitedTooLong
 from contextlib import contextmanager,suppress
 
 import numpy as np,torch
@@ -23,20 +23,28 @@ from .files import *
 # %% ../nbs/01c_loader.ipynb #026d341a
 def collate(
     items, # Items of one form: tensors, arrays, numbers, or tuples, lists and dicts of them
-): # The same form, with a first axis of length `len(items)` on everything
+): # The same form, with a first axis of length `len(items)` on everything; what is none of these (text, `None`) is a list
     "Stack items into a batch"
     o = items[0]
     if isinstance(o, Tensor): return torch.stack(list(items))
     if isinstance(o, np.ndarray): return torch.stack([torch.as_tensor(o) for o in items])
-    if isinstance(o, (int,float,np.number)): return torch.tensor(items)
+    if isinstance(o, (int,float,np.number,np.bool_)): return torch.tensor(items)
     if isinstance(o, dict): return {k: collate([o[k] for o in items]) for k in o}
-    if isinstance(o, (tuple,list)): return tuple(collate(o) for o in zip(*items))
+    if isinstance(o, (tuple,list)): return _by_parts(items)
     return list(items)
 
+# %% ../nbs/01c_loader.ipynb #5930e70e
+def _by_parts(items):
+    "Tuples or lists to one tuple of batches"
+    ns = sorted({len(o) for o in items})
+    if len(ns)>1: raise ValueError(f'lists of {", ".join(map(str, ns))} parts do not fit: pad them to one length, or give the loader a `collate_fn` that does')
+    parts = [collate(o) for o in zip(*items)]
+    return type(items[0])(*parts) if hasattr(items[0], '_fields') else tuple(parts)
+
 # %% ../nbs/01c_loader.ipynb #fcc96314
-def _watch(parent):
-    "End this process when its parent has ended"
-    while os.getppid()==parent: time.sleep(1)
+def _watch(above):
+    "End this process when the one that uses it has ended; a 'forkserver' may stand between the two"
+    while os.getppid()==above and mp.parent_process().is_alive(): time.sleep(1)
     os._exit(1)
 
 def _begin(f=None, *args):
@@ -82,6 +90,54 @@ def _path(ds, i):
     try: return str(ds.fns[i])
     except Exception: return None
 
+# %% ../nbs/01c_loader.ipynb #5621f671
+class _Job:
+    "Makes batches of one data set"
+    def __init__(self, ds, collate_fn=collate, skip_bad=False, bs=64): store_attr()
+    def item(self, i, seed):
+        try:
+            if seed is not None: _reseed(_seed(*seed, i))
+            return self.ds[i]
+        except Exception as e: raise ItemError(i, _path(self.ds, i), f'{type(e).__name__}: {e}') from e
+    def at_hand(self):
+        "Does the data set have all items in memory, so that no worker is needed?"
+        if self.collate_fn is not collate or type(self.ds).__getitem__ is not Dataset.__getitem__: return False
+        return hasattr(self.ds, 'whole_batch') and self.ds.in_memory
+
+# %% ../nbs/01c_loader.ipynb #f0635141
+@patch
+def batch(self:_Job, idxs, seed):
+    "A batch, and what was left out of it"
+    if self.at_hand() and (b := self.ds.whole_batch(idxs)) is not None: return b,[]
+    items,bad = [],[]
+    for i in idxs:
+        try: items.append(self.item(i, seed))
+        except ItemError as e:
+            if not self.skip_bad: raise
+            bad.append(e)
+    out = {e.index for e in bad}
+    return (self.stack(items, [i for i in idxs if i not in out]) if items else None),bad
+
+def _sizes(item):
+    "The shapes in an item; of a picture and a number, the picture's"
+    res = []
+    apply(lambda o: res.append(tuple(o.shape)) if isinstance(o, (Tensor,np.ndarray)) else None, item)
+    return res[0] if len(res)==1 else tuple(res)
+
+# %% ../nbs/01c_loader.ipynb #21f246cf
+@patch
+def stack(self:_Job, items, idxs):
+    try: return self.collate_fn(items)
+    except Exception as e: raise LoaderError(f'{len(items)} items do not make a batch ({type(e).__name__}: {e}).{self.shapes(items, idxs)}') from e
+
+@patch
+def shapes(self:_Job, items, idxs):
+    "Which item has which size, if they differ"
+    seen = {}
+    for o,i in zip(items, idxs): seen.setdefault(_sizes(o), i)
+    some = ', '.join(f'{k} has item {i} ({_path(self.ds, i)})' for k,i in list(seen.items())[:3])
+    return f' They have different sizes: {some}.' if len(seen)>1 else ''
+
 # %% ../nbs/01c_loader.ipynb #d1d99c72
 def _seed(*parts):
     "A 63-bit number from numbers"
@@ -101,34 +157,11 @@ def _own_randomness():
     finally: random.setstate(state[0]),np.random.set_state(state[1]),torch.set_rng_state(state[2])
 
 # %% ../nbs/01c_loader.ipynb #532f12e4
-class _Job:
-    "Makes batches of one data set"
-    def __init__(self, ds, collate_fn=collate, skip_bad=False, bs=64): store_attr()
-    def item(self, i, seed):
-        try:
-            if seed is not None: _reseed(_seed(*seed, i))
-            return self.ds[i]
-        except Exception as e: raise ItemError(i, _path(self.ds, i), f'{type(e).__name__}: {e}') from e
-    def at_hand(self):
-        "Does the data set have all items in memory, so that no worker is needed?"
-        return self.collate_fn is collate and hasattr(self.ds, 'whole_batch') and self.ds.in_memory
-    def batch(self, idxs, seed):
-        if self.at_hand() and (b := self.ds.whole_batch(idxs)) is not None: return b,[]
-        items,good,bad = [],[],[]
-        for i in idxs:
-            try: items.append(self.item(i, seed))
-            except ItemError as e:
-                if not self.skip_bad: raise
-                bad.append(e)
-            else: good.append(i)
-        return (self.stack(items, good) if items else None),bad
-    def stack(self, items, idxs):
-        try: return self.collate_fn(items)
-        except Exception as e: raise LoaderError(f'{len(items)} items do not make a batch ({type(e).__name__}: {e}). {self.shapes(items, idxs)}') from e
-    def shapes(self, items, idxs):
-        seen = {}
-        for o,i in zip(items, idxs): seen.setdefault(tuple(getattr(o[0] if isinstance(o, (tuple,list)) else o, 'shape', ())), i)
-        return 'They have different sizes: '*(len(seen)>1)+', '.join(f'{k} has item {i} ({_path(self.ds, i)})' for k,i in list(seen.items())[:3])+'.'
+def _is_random(ds):
+    "May an item come out differently the next time?"
+    if not isinstance(ds, Dataset): return getattr(ds, 'random', True)
+    if hasattr(type(ds), 'random'): return type(ds).random
+    return getattr(ds, 'tfm', None) is not None or not type(ds).__module__.startswith('scratchai.')
 
 # %% ../nbs/01c_loader.ipynb #c1d95210
 class _Ref:
@@ -188,13 +221,22 @@ def _check_importable(parts, context):
     if p.names: raise LoaderError(f"Workers started by {context!r} cannot import {', '.join(p.names)}: move it to a module and import it from there, or use "
         f"`context='{_fork() or 'thread'}'`, which needs no import.")
 
+# %% ../nbs/01c_loader.ipynb #35e8c7ae
+def _apart(ds):
+    "A copy of a data set, and of the data sets in it, that may open files of its own"
+    if hasattr(type(ds), '__del__'): raise TypeError('what a copy closes might be open in the original')
+    res = copy.copy(ds)
+    for k,v in getattr(res, '__dict__', {}).items():
+        if hasattr(v, '__dict__') and hasattr(v, '__getitem__') and hasattr(v, '__len__') and not isinstance(v, Tensor): setattr(res, k, _apart(v))
+    return res
+
 def _batch_bytes(job):
     "Bytes of a batch of items like the first that can be read; 0 if none of three can"
     with _own_randomness():
         for i in range(min(3, len(job.ds))):
             sizes = []
             with suppress(Exception):
-                apply(lambda o: sizes.append(o.nbytes*job.bs+64) if isinstance(o, Tensor) else None, job.collate_fn([job.ds[i]]))
+                apply(lambda o: sizes.append(o.nbytes*job.bs+64) if isinstance(o, Tensor) else None, job.collate_fn([_apart(job.ds)[i]]))
                 return sum(sizes)
     return 0
 
@@ -227,26 +269,52 @@ class WorkerPool:
         n_slots:int=0, # Batches that shared memory has room for
     ):
         self.n_workers,self.context,self.n_slots = n_workers,context or _fork() or 'spawn',n_slots
-        self.jobs,self.ex = [],None
+        self.jobs,self.ex,self.pid,self.asked = [],None,None,set()
         _pools.add(self)
+    def running(self): return self.ex is not None and self.pid==os.getpid()
     def add(self, job):
         "Take on `job`; false if the workers are running and do not know it"
-        if job in self.jobs: return True
-        if self.ex is None: self.jobs.append(job)
-        return self.ex is None
-    def close(self):
-        "End the workers; the next task starts new ones"
-        if self.ex is None: return
-        self.end()
-        self.ex = self.mem = None
+        if job not in self.jobs and not self.running(): self.jobs.append(job)
+        return job in self.jobs
+
+# %% ../nbs/01c_loader.ipynb #6da6b2e9
+_not_ours = []
+
+@patch
+def close(self:WorkerPool):
+    "End the workers; the next task starts new ones"
+    if self.ex is None: return
+    if self.running(): self.end()
+    else: _not_ours.append(self.ex)
+    self.ex,self.mem,self.asked = None,None,set()
 
 # %% ../nbs/01c_loader.ipynb #e0f99f0a
+def _attrs(ds): return len(ds),dict(getattr(ds, '__dict__', {}))
+
+def _unchanged(a, b):
+    "Are two results of `_attrs` of one data set the same?"
+    (n,a),(m,b) = a,b
+    return n==m and a.keys()==b.keys() and all(v is b[k] or isinstance(v, (int,float,str)) and v==b[k] for k,v in a.items())
+
+@patch
+def stale(self:WorkerPool, job):
+    "Have the workers another state of the data set?"
+    if not self.running() or self.context=='thread' or job not in self.jobs: return False
+    return not _unchanged(self.sent[self.jobs.index(job)], _attrs(job.ds))
+
+# %% ../nbs/01c_loader.ipynb #72e6e09a
 @patch
 def start(self:WorkerPool):
     "Start the workers"
+    self.close()
+    self.pid,self.sent = os.getpid(),[_attrs(o.ds) for o in self.jobs]
     if self.context=='thread': return self._thread_pool()
-    ctx = mp.get_context(self.context)
+    if mp.current_process().daemon: raise LoaderError('This process is a daemon, which may not start others: use `n_workers=0` here.')
     if self.context!='fork': _check_importable([(o.ds,o.collate_fn) for o in self.jobs], self.context)
+    self._process_pool(mp.get_context(self.context))
+
+@patch
+def _process_pool(self:WorkerPool, ctx):
     self.slot,self.free = max(-(-_batch_bytes(o)//64)*64 for o in self.jobs),list(range(self.n_slots))
     try: self.mem = ctx.RawArray(ctypes.c_ubyte, self.slot*self.n_slots)
     except OSError: self.mem,self.free = None,[] # no room to share: everything goes through the pipe
@@ -254,10 +322,35 @@ def start(self:WorkerPool):
     self.procs = self.ex._processes
     self.end = weakref.finalize(self, _stop, self.ex, self.procs, os.getpid())
 
+# %% ../nbs/01c_loader.ipynb #277e2778
+def _serve(todo):
+    for f,func,args in iter(todo.get, None):
+        if not f.set_running_or_notify_cancel(): continue
+        try: f.set_result(func(*args))
+        except BaseException as e: f.set_exception(e)
+        del f,func,args
+
+class _Threads(Executor):
+    "Threads that end with the program"
+    def __init__(self, n):
+        self.todo,self.n = queue.SimpleQueue(),n
+        for _ in range(n): threading.Thread(target=_serve, args=(self.todo,), daemon=True).start()
+    def submit(self, func, *args):
+        self.todo.put((f := Future(), func, args))
+        return f
+
+# %% ../nbs/01c_loader.ipynb #37e68ade
+@patch
+def shutdown(self:_Threads):
+    "Cancel what has not begun, and let the threads go"
+    with suppress(queue.Empty):
+        while True: self.todo.get_nowait()[0].cancel()
+    for _ in range(self.n): self.todo.put(None)
+
 @patch
 def _thread_pool(self:WorkerPool):
-    self.ex,self.mem,self.procs = ThreadPoolExecutor(self.n_workers),None,{}
-    self.end = weakref.finalize(self, self.ex.shutdown, wait=False, cancel_futures=True)
+    self.ex,self.mem,self.procs = _Threads(self.n_workers),None,{}
+    self.end = weakref.finalize(self, self.ex.shutdown)
 
 # %% ../nbs/01c_loader.ipynb #8a5243ea
 _turn = threading.Lock()
@@ -271,45 +364,68 @@ def _in_turn(job, idxs, seed):
 def submit(self:WorkerPool, job, idxs, seed):
     "Have a batch made; gives back what `result` takes"
     try:
-        if self.ex is None: self.start()
-        if self.context=='thread': return self.ex.submit(_in_turn, job, idxs, seed),None,None
-        slot = self.free.pop() if self.free else None
-        at,end = (0,0) if slot is None else (slot*self.slot,(slot+1)*self.slot)
-        return self.ex.submit(_work, self.jobs.index(job), idxs, seed, at, end),slot,self.free
+        if not self.running(): self.start()
+        fs = self._ask(job, idxs, seed)
     except OSError as e: self._fail(f'no worker could be started ({e.strerror}): use fewer than {self.n_workers} workers, or raise the limit (`ulimit -n`, `ulimit -u`)', e)
-    except BrokenExecutor as e: self._fail(f'a worker {_death(list(self.procs.values()))}', e)
+    except BrokenExecutor as e: self._broken(e)
+    self.asked.add(fs[0])
+    return fs
+
+# %% ../nbs/01c_loader.ipynb #ab2bb6f9
+@patch
+def _ask(self:WorkerPool, job, idxs, seed):
+    "A batch to come, its slot, and the workers and the memory it belongs to"
+    if self.context=='thread': return self.ex.submit(_in_turn, job, idxs, seed),None,self.ex,None,None
+    slot = self.free.pop() if self.free else None
+    at,end = (0,0) if slot is None else (slot*self.slot,(slot+1)*self.slot)
+    return self.ex.submit(_work, self.jobs.index(job), idxs, seed, at, end),slot,self.ex,self.mem,self.free
 
 @patch
 def _fail(self:WorkerPool, why, e):
     self.close()
     raise LoaderError(f'The loader stopped: {why}. The next iteration starts new workers.') from e
 
+# %% ../nbs/01c_loader.ipynb #f22be21a
+@patch
+def _broken(self:WorkerPool, e):
+    "Say how a worker died"
+    how = _death(list(self.procs.values()))
+    guard = how.endswith(' 1') and self.context!='fork'
+    self._fail(f'a worker {how}'+guard*f" (its own words are above; with {self.context!r} a script must do its work under `if __name__=='__main__':`)", e)
 
-# %% ../nbs/01c_loader.ipynb #ab2bb6f9
 @patch
 def drop(self:WorkerPool, fs):
     "Let go of a batch that was asked for; its slot is free when it is done"
-    f,slot,free = fs
+    f,slot,_,_,free = fs
+    self.asked.discard(f)
     f.cancel()
     if slot is not None: f.add_done_callback(lambda _: free.append(slot))
 
+# %% ../nbs/01c_loader.ipynb #23031cec
 @patch
 def result(self:WorkerPool, fs, timeout, pin):
     "The batch that `submit` was asked for, and the items left out of it"
     try:
+        if fs[2] is not self.ex or not self.running(): raise CancelledError
         b,bad = fs[0].result(timeout or None)
-        return _unpack(b, self.mem, pin),bad
+        return _unpack(b, fs[3], pin),bad
     except WaitedTooLong as e: self._fail(f'no batch came within {timeout} seconds: is a worker stopped, or an item slow? If so, raise `timeout`', e)
-    except BrokenExecutor as e: self._fail(f'a worker {_death(list(self.procs.values()))}', e)
-    except CancelledError as e: self._fail('it was closed in the middle of an epoch', e)
+    except BrokenExecutor as e: self._broken(e)
+    except CancelledError: raise LoaderError(_ended) from None
     finally: self.drop(fs)
+_ended = 'This epoch cannot go on: its workers were ended, by `close()` or by a fault, here or in a loader that shares them. A new iteration starts new ones.'
 
 # %% ../nbs/01c_loader.ipynb #49efb9e1
-def _check_args(ds, bs, prefetch, rank, world_size):
-    if not (hasattr(ds, '__len__') and hasattr(ds, '__getitem__')):
-        raise TypeError(f'A data set has `__len__` and `__getitem__`; {type(ds).__name__} has not. Make a list of what it yields, or write the two.')
+def _check_ds(ds):
+    streams = any(o.__name__=='IterableDataset' for o in type(ds).__mro__)
+    if streams or not (hasattr(ds, '__len__') and hasattr(ds, '__getitem__')):
+        raise TypeError(f'A data set has `__len__` and `__getitem__`, so that items have positions; {type(ds).__name__} has not. Make a list of what it yields, or write the two.')
+
+def _check_args(bs, prefetch, n_workers, rank, world_size, seed):
     if bs<1 or prefetch<1: raise ValueError(f'`bs` and `prefetch` are at least 1, not {bs} and {prefetch}.')
+    if n_workers<0: raise ValueError(f'`n_workers` is 0 (this process) or more, not {n_workers}.')
     if not 0<=rank<world_size: raise ValueError(f'`rank` is one of 0…{world_size-1}, not {rank}.')
+    if world_size>1 and seed is None: raise ValueError(f'{world_size} processes share one order only if all are given the same `seed`: pass a number.')
 
 # %% ../nbs/01c_loader.ipynb #2e855a1e
 class DataLoader:
@@ -321,11 +437,11 @@ class DataLoader:
         drop_last:bool=False, # Leave out a last batch of fewer than `bs` items, unless it is the only one?
         n_workers:int|None=None, # 0: in this process; `None`: one a core where workers can be forked, else 0
         prefetch:int=2, # Batches made in advance, for each worker
-        seed:int|None=None, # Decides order and items' randomness; `None`: drawn from PyTorch's generator
+        seed:int|None=None, # Decides order and items' randomness; `None`: drawn from PyTorch's generator (not with `world_size>1`)
         context:str|None=None, # 'fork', 'forkserver', 'spawn', or 'thread' (where random items take turns); `None`: the best here
         collate_fn=collate, # Makes a batch from a list of items
         timeout:float=60, # Seconds to wait for a batch; 0: for ever
-        pin_memory:bool|None=None, # Batches in memory from which a GPU copies faster? `None`: if `device` is one
+        pin_memory:bool|None=None, # Workers' batches in memory from which a GPU copies faster? `None`: if `device` is one
         skip_bad:bool=False, # Leave out items that cannot be read, note them in `bad`, and warn at the end of the epoch?
         rank:int=0, # Which of `world_size` processes is this?
         world_size:int=1, # How many processes share the items?
@@ -333,19 +449,34 @@ class DataLoader:
         after_batch=None, # Functions from batch to batch, called on `device`
         pool:WorkerPool|None=None, # Workers to share
     ):
-        _check_args(ds, bs, prefetch, rank, world_size)
         if n_workers is None: n_workers = defaults.cpus if _fork() else 0
+        _check_ds(ds)
+        _check_args(bs, prefetch, n_workers, rank, world_size, seed if shuffle else 0)
         store_attr(but='seed,after_batch,pool')
         self._seed,self.after_batch,self.split_idx = seed,L(after_batch),0 if shuffle else 1
-        self.random,self.job = getattr(ds, 'random', True),_Job(ds, collate_fn, skip_bad, bs)
+        self.job = _Job(ds, collate_fn, skip_bad, bs)
         self.pool = pool or self._new_pool()
         if n_workers: self.pool.add(self.job)
+        if pin_memory and not torch.cuda.is_available(): self.pin_memory = _no_pin()
         self.epoch,self.position,self._run,self.bad = 0,0,None,[]
     def __len__(self): return self.n_batches()
     def __iter__(self): return self._epoch()
-    def __getitem__(self, i): return self._after(self._here(self.chunks(self.epoch)[i], (self.seed,self.epoch) if self.random else None)[0])
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
+
+# %% ../nbs/01c_loader.ipynb #6de252d0
+def _no_pin(): warnings.warn('`pin_memory` does nothing here: there is no GPU to copy to.', stacklevel=4)
+
+@patch
+def __getitem__(self:DataLoader, i):
+    "Batch `i` of the epoch, made in this process"
+    if not isinstance(i, (int,np.integer)): raise TypeError(f'A loader gives one batch for a number, not for {i!r}: loop over it for several.')
+    b,bad = self._here(self.chunks(self.epoch)[i], self._item_seed())
+    if b is None: raise bad[0]
+    return self._after(b)
+
+@patch
+def _item_seed(self:DataLoader): return (self.seed,self.epoch) if _is_random(self.ds) else None
 
 # %% ../nbs/01c_loader.ipynb #71f53444
 @patch(as_prop=True)
@@ -383,8 +514,9 @@ def _new_pool(self:DataLoader): return WorkerPool(self.n_workers, self.context, 
 
 @patch
 def _knowing_pool(self:DataLoader):
-    "The pool; another, if its workers are running and do not know our data set"
-    if not self.pool.add(self.job):
+    "The pool; another, if its workers are running and do not know our data set as it is"
+    if self.pool.stale(self.job) and not self.pool.asked: self.pool.close()
+    if self.pool.stale(self.job) or not self.pool.add(self.job):
         self.pool = self._new_pool()
         self.pool.add(self.job)
     return self.pool
@@ -421,38 +553,47 @@ def _after(self:DataLoader, b):
 @patch
 def _batches(self:DataLoader, chunks):
     "A batch, and what was left out of it, for each of `chunks`"
-    seed = (self.seed,self.epoch) if self.random else None
+    seed = self._item_seed()
     if self.n_workers and not self.job.at_hand(): return self._there(chunks, seed)
     return (self._here(o, seed) for o in chunks)
 
+# %% ../nbs/01c_loader.ipynb #89a6132a
+@patch
+def _advance(self:DataLoader, run, last):
+    "Count a batch of iteration `run`"
+    if self._run is not run: return
+    self.position += 1
+    if last: self.epoch,self.position,self._run = self.epoch+1,0,None
+
 @patch
 def _epoch(self:DataLoader):
-    "An epoch's batches from `position` on; position and epoch move with them"
+    "An epoch's batches from `position` on"
     if self._run: self.epoch,self.position = self.epoch+1,0
-    self._run = run = object()
-    self.bad = []
-    try:
-        for b,bad in self._batches(self.chunks(self.epoch)[self.position:]):
-            self.position += 1
-            self.bad += bad
-            if b is not None: yield self._after(b)
-        self._end_epoch()
-    finally:
-        if self._run is run: self.epoch,self.position,self._run = self.epoch+1,0,None
+    self._run,epoch,bads = (run := object()),self.epoch,[]
+    self.bad,chunks = bads,self.chunks(epoch)[self.position:]
+    for i,(b,bad) in enumerate(self._batches(chunks), 1):
+        self._advance(run, i==len(chunks))
+        bads += bad
+        if b is not None: yield self._after(b)
+    self._end_epoch(epoch, bads)
 
 # %% ../nbs/01c_loader.ipynb #2fd83a71
 @patch
-def _end_epoch(self:DataLoader):
+def _end_epoch(self:DataLoader, epoch, bad):
     "Let the data set know, and the reader, if items were left out"
     if hasattr(self.ds, 'end_epoch'): self.ds.end_epoch(self.bs)
-    if self.bad: warnings.warn(f'{len(self.bad)} of {len(self.ds)} items could not be read and were left out:\n'+'\n'.join(map(str, self.bad[:10]))+'\n…'*(len(self.bad)>10), stacklevel=3)
+    some = '\n'.join(map(str, bad[:10]))+'\n…'*(len(bad)>10)
+    if bad: warnings.warn(f'Epoch {epoch}: {len(bad)} of {len(self.ds)} items could not be read and were left out:\n{some}', stacklevel=3)
 
 # %% ../nbs/01c_loader.ipynb #f85c2080
 @patch
 def one_batch(self:DataLoader):
-    "The first batch of the epoch, made in this process; the epoch does not move on"
+    "The first batch of the epoch that has items which can be read, made in this process; the epoch does not move on"
     if not len(self.ds): raise ValueError('The data set is empty: there is no batch to show.')
-    return self[0]
+    for i in range(len(self)):
+        try: return self[i]
+        except ItemError as e:
+            if not self.skip_bad or i==len(self)-1: raise
 
 @patch
 def new(self:DataLoader, **kwargs):
@@ -464,13 +605,12 @@ def new(self:DataLoader, **kwargs):
     if same: res.job = self.job
     return res
 
-
-# %% ../nbs/01c_loader.ipynb #16194385
 @patch
 def close(self:DataLoader):
     "End the workers; the next epoch starts new ones"
     self.pool.close()
 
+# %% ../nbs/01c_loader.ipynb #b5c13464
 @patch
 def state_dict(self:DataLoader)->dict:
     "What another process needs to go on from here"
@@ -497,6 +637,8 @@ def verify_images(
     "Decode all pictures fully, and report those that fail"
     fns = get_image_files(path) if isinstance(path, (str,Path)) else L(path)
     parts = [fns[i:i+32] for i in range(0, len(fns), 32)]
-    with ProcessPoolExecutor(n_workers if _fork() else 0) as ex:
-        res = ex.map(_problems, parts)
-        return L(progress_bar(res, total=len(parts), leave=False) if progress else res).concat()
+    try:
+        with ProcessPoolExecutor(n_workers if _fork() else 0) as ex:
+            res = ex.map(_problems, parts)
+            return L(progress_bar(res, total=len(parts), leave=False) if progress else res).concat()
+    except BrokenExecutor as e: raise LoaderError('The check stopped: a worker was killed, as the system does when memory runs out. Try fewer `n_workers`.') from e

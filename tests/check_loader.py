@@ -19,7 +19,7 @@ class Numbers:
         return torch.tensor([i, int(torch.randint(10**9, (1,))), int(np.random.randint(10**9))]),i
 
 def children(pid=None):
-    "Process ids of the descendants of `pid`, the resource tracker of Python's own apart"
+    "Process ids of the children of `pid`, Python's own resource tracker and server of forks apart: those end with the program"
     out = subprocess.run(['ps','-eo','pid,ppid,stat,args'], capture_output=True, text=True).stdout.splitlines()[1:]
     rows = [o.split(None, 3) for o in out]
     return [int(p) for p,pp,st,a in rows if int(pp)==(pid or os.getpid()) and 'Z' not in st and 'ps -eo' not in a
@@ -107,9 +107,9 @@ class Listed(Named):
     def decode(self, i): return torch.full((8,8,3), len(str(self.paths[i]))%256, dtype=torch.uint8)
 
 def own(pid):
-    "Megabytes that only process `pid` holds"
+    "Megabytes that process `pid` alone has written; what it only reads is shared, or not, with programs that come and go"
     lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
-    return sum(int(o.split()[1]) for o in lines if o.startswith(('Private_Dirty','Private_Clean')))/1e3
+    return sum(int(o.split()[1]) for o in lines if o.startswith('Private_Dirty'))/1e3
 
 def growth(ds, epochs=20, since=3):
     "Megabytes that the parent and the larger worker have gained between epoch `since` and the last of `epochs` with a slow consumer"
@@ -209,18 +209,27 @@ def program(body, **kwargs):
     return subprocess.Popen([sys.executable, '-c', script.format(here=str(Path(__file__).parent))+body], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, start_new_session=True, **kwargs)
 
-def parent_ends(sig):
+def group(pgid):
+    "All processes of a process group, but for those that wait to be reaped"
+    rows = subprocess.run(['ps','-eo','pid,pgid,stat'], capture_output=True, text=True).stdout.splitlines()[1:]
+    return [int(p) for p,g,st in map(str.split, rows) if int(g)==pgid and 'Z' not in st]
+
+def parent_ends(sig, context='fork'):
     "The program ends by `sig` in mid-epoch"
-    p = program("""
-dl = DataLoader(Numbers(10**4, .01), 4, n_workers=2)
-for i,b in enumerate(dl):
-    if i==3: print(*dl.pool.procs, flush=True)
+    p = program(f"""
+if __name__=='__main__':
+    import check_loader
+    dl = DataLoader(check_loader.Numbers(10**4, .01), 4, n_workers=2, context={context!r})
+    for i,b in enumerate(dl):
+        if i==3: print(*dl.pool.procs, flush=True)
 """)
     pids = [int(o) for o in p.stdout.readline().split()]
-    assert len(pids)==2
+    assert len(pids)==2, p.communicate()
+    pids = group(p.pid) # the server of forks and the resource tracker too
+    assert len(pids)>=(5 if context=='forkserver' else 3), pids
     (os.killpg if sig==signal.SIGINT else os.kill)(p.pid, sig)
     out = p.communicate(timeout=20)[0]
-    assert gone(pids), 'workers were left behind'
+    assert gone(pids, 6), 'processes were left behind'
     if sig==signal.SIGINT: assert out.count('Traceback')==1 and 'KeyboardInterrupt' in out, out
     return f'exit status {p.returncode}'
 
@@ -375,13 +384,65 @@ def dropped():
     del dl,b
     assert gone(pids)
 
+def hung_thread():
+    "A thread that hangs does not keep the program from ending"
+    p = program("""
+try: rows(DataLoader(Numbers(8, 300), 4, n_workers=2, context='thread', timeout=1))
+except LoaderError as e: print(e)
+""")
+    out = p.communicate(timeout=20)[0]
+    assert 'no batch came within 1 seconds' in out and p.returncode==0, out
+
+def no_guard():
+    "A script whose work is not under `if __name__=='__main__':`"
+    with tempfile.TemporaryDirectory() as d:
+        (Path(d)/'work.py').write_text(script.format(here=str(Path(__file__).parent))+"""
+import check_loader
+try: rows(DataLoader(check_loader.Numbers(8), 4, n_workers=2, context='spawn'))
+except LoaderError as e: print('said:', e)
+""")
+        out = subprocess.run([sys.executable,Path(d)/'work.py'], capture_output=True, text=True, timeout=40).stdout
+    assert "under `if __name__=='__main__':`" in out, out
+
+def forked():
+    "A loader in a process that was forked after its workers started; a daemon, which may start none"
+    dl = DataLoader(Numbers(), 8, n_workers=2, seed=3)
+    want,pids = rows(dl),list(dl.pool.procs)
+    def in_child(q):
+        try: q.put((rows(dl)[:,0].tolist(), list(dl.pool.procs)))
+        except LoaderError as e: q.put(str(e))
+        dl.close()
+    ctx = loader.mp.get_context('fork')
+    for daemon in (False,True):
+        q = ctx.SimpleQueue()
+        p = ctx.Process(target=in_child, args=(q,), daemon=daemon)
+        p.start()
+        res = q.get()
+        p.join(10)
+        assert 'is a daemon' in res if daemon else res[0]==list(range(64)) and not set(res[1])&set(pids), res
+    assert torch.equal(rows(dl)[:,0], want[:,0]) and list(dl.pool.procs)==pids
+    dl.close()
+
+def killed_check():
+    "A worker of `verify_images` is killed"
+    with tempfile.TemporaryDirectory() as d:
+        os.mkfifo(Path(d)/'a.jpg') # reading it waits for ever
+        def kill():
+            until(lambda: children())
+            os.kill(children()[0], signal.SIGKILL)
+        threading.Thread(target=kill).start()
+        return says(lambda: verify_images([Path(d)/'a.jpg'], n_workers=1, progress=False), 'The check stopped')
+
 def main():
     "Every fault in turn, a line each"
-    checks = [weights, torch_datasets, start_methods, memory, killed, stopped, bad_files, flipped, few_files, no_shared_memory, small_shm, dropped, downloads, one_loader]
+    checks = [weights, torch_datasets, start_methods, memory, killed, stopped, bad_files, flipped, few_files, no_shared_memory, small_shm, dropped,
+        hung_thread, no_guard, forked, killed_check, downloads, one_loader]
     for f in checks:
         t = time.monotonic()
         if sys.platform=='linux': print(f'{f.__name__}: {f() or "ok"} ({time.monotonic()-t:.1f} s)', flush=True)
-    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL): print(f'the program ends by {sig.name}: {parent_ends(sig)}, no worker left', flush=True)
+    for context in ('fork','forkserver','spawn'):
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            print(f'the program ends by {sig.name} ({context}): {parent_ends(sig, context)}, no process left', flush=True)
     assert gone(children()), children()
     print('no process is left')
 
