@@ -6,7 +6,7 @@
 __all__ = ['Cache', 'CachedDataset']
 
 # %% ../nbs/01d_cache.ipynb #6a510f17
-import errno,hashlib,mmap,os,shutil,tempfile,time,warnings,weakref
+import errno,hashlib,math,mmap,os,re,shutil,tempfile,time,warnings,weakref
 from contextlib import suppress
 from multiprocessing.context import get_spawning_popen
 
@@ -22,10 +22,21 @@ from torch import Tensor
 from .core import *
 from .files import *
 from .loader import *
+from .files import _hw
 
 # %% ../nbs/01d_cache.ipynb #9e9d49c5
-def _mb(n): return f'{n/1e6:,.{1 if n<1e7 else 0}f} MB'
+def _nbytes(n):
+    "A number of bytes, for people"
+    k = min(max(int(math.log10(max(n, 1))/3), 1), 4)
+    x = n/1000**k
+    return f'{x:,.{int(x<10)}f} {" kMGT"[k]}B'
 
+def _place(where):
+    "'memory', or the path of a folder"
+    if isinstance(where, (str,os.PathLike)): return where if where=='memory' else Path(where).expanduser()
+    raise TypeError(f"`cache` is 'memory' or a folder, not {where!r}.")
+
+# %% ../nbs/01d_cache.ipynb #a56fee28
 def _roomy(where, n):
     "A folder for `where` with room for `n` bytes"
     if where!='memory': Path(where).mkdir(parents=True, exist_ok=True)
@@ -33,16 +44,17 @@ def _roomy(where, n):
     free = {o: shutil.disk_usage(o).free for o in folders}
     for o in folders:
         if free[o]>n: return o
-    has = ' and '.join(f'{_mb(v)} in {k}' for k,v in free.items())
-    raise OSError(errno.ENOSPC, f'The cache needs {_mb(n)}, and there are only {has}: name a folder with more room, take a smaller `size`, or do without a cache')
+    has = ' and '.join(f'{_nbytes(v)} in {k}' for k,v in free.items())
+    raise OSError(errno.ENOSPC, f'The cache needs {_nbytes(n)}, and there are only {has}: name a folder with more room, take a smaller `size`, or do without a cache')
 
+# %% ../nbs/01d_cache.ipynb #fcd1c1de
 def _reserve(folder, n, name):
     "Descriptor and path of a new file of `n` bytes in `folder`, whose room is taken"
     fd,part = tempfile.mkstemp('.part', f'{name}.', folder)
     try: os.posix_fallocate(fd, 0, n) if hasattr(os, 'posix_fallocate') else os.truncate(fd, n)
     except OSError as e:
         os.close(fd), os.unlink(part)
-        raise OSError(e.errno, f'The cache needs {_mb(n)} in {folder}, and the system says: {e.strerror}') from e
+        raise OSError(e.errno, f'The cache needs {_nbytes(n)} in {folder}, and the system says: {e.strerror}') from e
     return fd,part
 
 # %% ../nbs/01d_cache.ipynb #15bd012a
@@ -52,7 +64,9 @@ def _stat(fn):
     except OSError: return -1,-1
     return s.st_size,s.st_mtime_ns
 
-def _how(ds): return f'{type(ds).__module__}.{type(ds).__qualname__}',ds.size,ds.method,PIL.__version__,1 # the file's form is number 1
+def _how(ds):
+    "All that the bytes depend on besides the files; their form is number 1"
+    return f'{type(ds).__module__}.{type(ds).__qualname__}',ds.size and _hw(ds.size),ds.method,repr(ds.decoding),PIL.__version__,1
 
 def _key(ds):
     "A name that changes with the files of `ds` and with the way they are decoded"
@@ -65,6 +79,7 @@ def _key(ds):
 def _sweep(folder):
     "Remove what runs that are no more left half-filled: their lock is gone with them"
     for o in Path(folder).glob('*.part'):
+        if not re.fullmatch(r'[0-9a-f]{24}\.\w+\.part', o.name): continue # somebody else's
         with suppress(OSError), open(o, 'rb') as f:
             if time.time()-o.stat().st_mtime<60: continue
             if fcntl: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
@@ -85,7 +100,8 @@ class Cache:
         name:str, # Tells this cache from others in the folder
         shape:tuple, # Of all pictures together, `(n, h, w, c)`
     ):
-        self.shape,self.part,self.final = shape,None,None if where=='memory' else Path(where)/f'{name}.cache'
+        where = _place(where)
+        self.shape,self.part,self.final = shape,None,None if where=='memory' else where/f'{name}.cache'
         self.full = bool(self.final) and self.final.exists() and self.final.stat().st_size==self.n_bytes
         self.fd = os.open(self.final, os.O_RDONLY) if self.full else self._create(where, name)
         self._map()
@@ -102,7 +118,7 @@ def _create(self:Cache, where, name):
     folder = _roomy(where, self.n_bytes)
     if self.final: _sweep(folder)
     fd,self.part = _reserve(folder, self.n_bytes, name)
-    print(f'cache: {self.shape[0]:,} pictures, {_mb(self.n_bytes)} in {where}')
+    print(f'cache: {self.shape[0]:,} pictures, {_nbytes(self.n_bytes)} in {where}')
     if fcntl: fcntl.flock(fd, fcntl.LOCK_EX)
     if where=='memory':
         with suppress(OSError): os.unlink(self.part)
@@ -172,8 +188,7 @@ class CachedDataset(Dataset):
     ):
         super().__init__(fns, labels, size, **kwargs)
         if size is None: raise ValueError('A cache holds pictures of one size: say which `size`.')
-        hw = (size,size) if isinstance(size, int) else tuple(size)
-        self.cache,self.how = Cache(cache, _key(self), (len(self),*hw,3)) if len(self) else None,_how(self)
+        self.cache,self.how = Cache(_place(cache), _key(self), (len(self),*_hw(size),3)) if len(self) else None,_how(self)
     def decode(self, i): return self.cache.get(i, super().decode) if self._cached() else super().decode(i)
     def _cached(self): return self.cache is not None and self.how==_how(self)
 

@@ -64,6 +64,7 @@ def _grey(im):
     if isinstance(t := im.info.get('transparency'), int): res[a==t] = 255
     return Image.fromarray(res.clip(0,255).round().astype(np.uint8)).convert('RGB')
 
+# %% ../nbs/01b_files.ipynb #989f8aad
 def _to_rgb(im):
     "A picture of any Pillow mode in RGB"
     if im.mode=='RGB' and 'transparency' not in im.info: return im
@@ -88,6 +89,7 @@ def _hw(size):
     if len(hw)!=2 or not all(isinstance(o, Integral) and o>0 for o in hw): raise ValueError(f'`size` is a whole number of pixels, or height and width, not {size!r}.')
     return int(hw[0]),int(hw[1])
 
+# %% ../nbs/01b_files.ipynb #523e2c34
 def _upright(im):
     "Turn `im` as its EXIF note says; one that cannot be read says nothing"
     if im.format=='JPEG' and 'exif' not in im.info: return
@@ -163,6 +165,7 @@ def _index(i, n):
     if not -n<=i<n: raise IndexError(f'There is no item {i} among {n}.')
     return int(i)%n
 
+# %% ../nbs/01b_files.ipynb #e1f801b0
 class PackedPaths:
     "Paths as one `bytes` and one array, which worker processes share instead of copying"
     def __init__(self,
@@ -189,6 +192,7 @@ def _numbers(labels, v2i, fns):
 # %% ../nbs/01b_files.ipynb #5317b0e6
 class Dataset:
     "Pictures of one size, and the numbers of their classes"
+    decoding = None # What the `decode` of a subclass depends on besides `size` and `method`; asked for by the cache of chapter 1d
     def __init__(self,
         fns, # Paths of the pictures
         labels=parent_label, # A function from path to label, or a list with a label for each path
@@ -238,6 +242,7 @@ def _begun(url, part):
     text = tag.read_text().split('\n') if tag.exists() and part.exists() else ['']
     return (part.stat().st_size,text[0]) if text[0] and text[1:]==[url] else (0,'')
 
+# %% ../nbs/01b_files.ipynb #ad73d8df
 def _write(r, url, part, start, progress):
     "Append what `r` brings to `part`; the number of bytes that there should be, or `None`"
     if r.status!=206: start = 0
@@ -289,6 +294,7 @@ def _algo(digest):
     if _digits.get(algo)==len(want) and re.fullmatch('[0-9a-f]+', want): return algo,want
     raise ValueError(f"A digest is 'sha256:' and 64 hexadecimal digits, or 'md5:' and 32 (sha1: 40, sha512: 128), not {digest!r}.")
 
+# %% ../nbs/01b_files.ipynb #c4bdcdeb
 def _check(file, size, digest):
     "Compare `file` with its known size and digest"
     n = os.path.getsize(file)
@@ -326,6 +332,7 @@ def _put(all, folder, file, old):
     if folder.exists(): folder.rename(old)
     (tops[0] if len(tops)==1 and tops[0].is_dir() else all).rename(folder)
 
+# %% ../nbs/01b_files.ipynb #5cd17021
 def _extract(file, folder):
     "Unpack `file` beside `folder`, then rename"
     tmp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.tmp', dir=folder.parent))

@@ -113,7 +113,7 @@ def small_disk(d):
     disk.mkdir()
     if subprocess.run(['mount','-t','tmpfs','-o','size=16k','none',disk], capture_output=True).returncode: return 'not tried: no right to mount'
     try:
-        msg = says(lambda: fresh(fns, disk), 'The cache needs 0.1 MB', 'only 0.0 MB', str(disk), 'name a folder with more room', err=OSError)
+        msg = says(lambda: fresh(fns, disk), 'The cache needs 123 kB', ' kB in ', str(disk), 'name a folder with more room', err=OSError)
         assert not list(disk.iterdir())
     finally: subprocess.run(['umount', disk])
     return msg
