@@ -12,7 +12,7 @@ __all__ = ['event', 'RegModel', 'synth_dls', 'CancelFitException', 'CancelEpochE
 # %% ../nbs/07_learner.ipynb #4bbddc54
 import difflib,inspect,os,re,signal,sys,threading,time,warnings
 from contextlib import ExitStack,contextmanager
-from copy import deepcopy
+from copy import copy,deepcopy
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -87,7 +87,7 @@ def _meant(name):
 def _event_methods(cb):
     "The bound method of `cb` for each event it handles"
     res = {}
-    for o in dir(cb):
+    for o in dict.fromkeys([*dir(type(cb)), *vars(cb)]):
         ev = None if o.startswith('_') else _meant(o)
         if not ev or isinstance(inspect.getattr_static(cb, o), property) or not callable(getattr(cb, o)): continue
         if re.sub('^begin_', 'before_', o)!=ev:
@@ -98,10 +98,9 @@ def _event_methods(cb):
 # %% ../nbs/07_learner.ipynb #d1376819
 def _warn_old(cb):
     "A deprecation warning for each `begin_` method, at the line of its definition"
-    for o in dir(cb):
-        if not o.startswith('begin_'): continue
-        f = inspect.unwrap(getattr(cb, o)).__code__
-        warnings.warn_explicit(f"`{o}` is called `{_meant(o)}` today.", DeprecationWarning, f.co_filename, f.co_firstlineno, type(cb).__module__)
+    for o in dict.fromkeys([*dir(type(cb)), *vars(cb)]):
+        f = getattr(inspect.unwrap(getattr(cb, o)), '__code__', None) if o.startswith('begin_') else None
+        if f: warnings.warn_explicit(f"`{o}` is called `{_meant(o)}` today.", DeprecationWarning, f.co_filename, f.co_firstlineno, type(cb).__module__)
 
 # %% ../nbs/07_learner.ipynb #eee69202
 _resort = {*_events, 'order', 'run_before', 'run_after', 'toward_end'}
@@ -137,7 +136,9 @@ class Callback(_Through):
 # %% ../nbs/07_learner.ipynb #b2991c43
 def _precedes(a, b):
     "Did `a` or `b` ask that `a` run first?"
-    return a is not b and (isinstance(b, tuple(L(a.run_before))) or isinstance(a, tuple(L(b.run_after))))
+    return a is not b and (_is_any(b, a.run_before) or _is_any(a, b.run_after))
+
+def _is_any(cb, kinds): return any(k in L(type(cb).__mro__).attrgot('__name__') if isinstance(k, str) else isinstance(cb, k) for k in L(kinds))
 
 # %% ../nbs/07_learner.ipynb #d95f1f17
 def sort_by_run(
@@ -285,7 +286,7 @@ def trainable_params(
 
 # %% ../nbs/07_learner.ipynb #349874ea
 _idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None)
-_start = dict(_idle, n_epoch=0, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., training=False, fitting=False, final_record=None)
+_start = dict(_idle, n_epoch=0, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., training=False, fitting=False, final_record=None, _part=None)
 
 # %% ../nbs/07_learner.ipynb #b8f36ece
 class Learner(Caller):
@@ -311,8 +312,7 @@ class Learner(Caller):
         loss_func = ifnone(loss_func, ifnone(getattr(dls, 'loss_func', None), cross_entropy))
         path = Path(ifnone(path, getattr(dls, 'path', None) or '.'))
         store_attr(but='cbs,default_cbs')
-        self.opt,self.cbs,self.history,self.logger,self.create_mbar,self.bars = None,L(),[],print,True,True
-        self.__dict__.update(_start, _ctrl_c=_CtrlC())
+        self.__dict__.update(_start, opt=None, cbs=L(), history=[], logger=print, create_mbar=True, bars=True, _ctrl_c=_CtrlC())
         self.add_cbs(self.default_callbacks if default_cbs else None).add_cbs(cbs)
         self('after_create')
 
@@ -322,11 +322,15 @@ class Learner(Caller):
 # %% ../nbs/07_learner.ipynb #6b818796
 @patch
 def _with_events(self:Learner, f, part):
+    outer,self._part = self._part,part
     try:
         self(f'before_{part}')
         f()
-    except _cancels[part]: self(f'after_cancel_{part}')
+    except _cancels[part]:
+        self._part = part
+        self(f'after_cancel_{part}')
     self(f'after_{part}')
+    self._part = outer
 
 # %% ../nbs/07_learner.ipynb #a47e93cf
 @patch
@@ -369,9 +373,14 @@ def _do_one_batch(self:Learner):
 
 # %% ../nbs/07_learner.ipynb #1b070964
 @patch
-def _backward(self:Learner): self.loss_grad.backward()
+def _backward(self:Learner): _with_graph(self.loss_grad).backward()
 @patch
 def _step(self:Learner): self.opt.step()
+
+# %% ../nbs/07_learner.ipynb #47c6ae33
+def _with_graph(loss):
+    if not loss.requires_grad: raise RuntimeError("The loss does not depend on a parameter that is trained: are all of them frozen (`learn.unfreeze()`), or did something detach it?")
+    return loss
 
 # %% ../nbs/07_learner.ipynb #5528d6dc
 @patch
@@ -428,14 +437,14 @@ def _norm_bias(m):
 def fit(self:Learner,
     n_epoch:int, # How many epochs
     lr=None, # Learning rate, one or one a group; `None`: the learner's
-    wd:float|None=None, # Weight decay; `None`: the learner's
+    wd:float|None=None, # Weight decay; `None`: the learner's, or, where that is `None` too, as it was
     cbs=None, # Callbacks for this fit only
     reset_opt:bool=False, # Begin with a new optimizer?
     start_epoch:int=0, # Epochs before this one count as done
 ):
     "Train for `n_epoch` epochs, and validate after each"
     _set_up(self, lr, wd, reset_opt)
-    self._run(partial(self._do_epochs, start_epoch), cbs, n_epoch=n_epoch, fitting=True)
+    self._run(partial(self._do_epochs, start_epoch), cbs, n_epoch=_checked(n_epoch, start_epoch), fitting=True)
 
 # %% ../nbs/07_learner.ipynb #ced015fc
 def _set_up(learn, lr, wd, reset_opt):
@@ -445,6 +454,10 @@ def _set_up(learn, lr, wd, reset_opt):
     learn.opt.set_hypers(lr=ifnone(lr, learn.lr))
     learn.set_wd(ifnone(wd, learn.wd))
     learn.opt.zero_grad()
+
+def _checked(n_epoch, start):
+    if start>n_epoch: raise ValueError(f"`start_epoch={start}` is one of `n_epoch={n_epoch}` epochs, counted from 0, and so at most {n_epoch}.")
+    return n_epoch
 
 # %% ../nbs/07_learner.ipynb #e19b9b90
 @patch
@@ -458,8 +471,11 @@ class _CtrlC:
     "Holds Ctrl-C back while `busy`; a second one goes through"
     busy,pending,old = False,None,None
     def caught(self, *args):
-        if not self.busy or self.pending or os.getpid()!=self.pid: return self.old(*args)
-        self.pending = args
+        if self.busy and not self.pending and os.getpid()==self.pid: self.pending = args
+        else:
+            was,self.busy = self.busy,True
+            self.old(*args)
+            self.busy = was
 
     def release(self):
         self.busy,args,self.pending = False,self.pending,None
@@ -468,8 +484,9 @@ class _CtrlC:
 # %% ../nbs/07_learner.ipynb #d894f3e4
 @patch
 def __enter__(self:_CtrlC):
-    self.busy,self.pending,self.pid,old = False,None,os.getpid(),signal.getsignal(signal.SIGINT)
-    if callable(old) and threading.current_thread() is threading.main_thread(): self.old = signal.signal(signal.SIGINT, self.caught)
+    self.busy,self.pending,self.pid,self.old = True,None,os.getpid(),signal.getsignal(signal.SIGINT)
+    if not callable(self.old) or threading.current_thread() is not threading.main_thread(): self.old = None
+    if self.old: signal.signal(signal.SIGINT, self.caught)
 
 @patch
 def __exit__(self:_CtrlC, exc, *args):
@@ -477,15 +494,23 @@ def __exit__(self:_CtrlC, exc, *args):
     if exc is None: self.release()
     self.busy,self.pending,self.old = False,None,None
 
+@patch
+def let(self:_CtrlC, f):
+    "Call `f`, in which Ctrl-C is let through while nobody says `busy`"
+    try:
+        self.release()
+        f()
+    finally: self.busy = True
+
 # %% ../nbs/07_learner.ipynb #cbd9698b
 @patch
 def _run(self:Learner, body, cbs, **state):
-    with self.added_cbs(cbs),_running(self, state): self._with_events(body, 'fit')
+    with self._ctrl_c,self.added_cbs(cbs),_running(self, state): self._ctrl_c.let(partial(self._with_events, body, 'fit'))
 
 @contextmanager
 def _running(learn, state):
     "A learner at work"
-    with _bound(learn.cbs, learn),learn._ctrl_c,_swapped(learn, logger=learn.logger):
+    with _bound(learn.cbs, learn),_swapped(learn, logger=learn.logger, create_mbar=learn.create_mbar),torch.set_grad_enabled(torch.is_grad_enabled()):
         learn.__dict__.update(_start, busy=True, **state)
         try: yield
         except BaseException as e:
@@ -504,7 +529,6 @@ def _swapped(o, **kwargs):
 
 # %% ../nbs/07_learner.ipynb #dfb46716
 def _end(learn):
-    learn._ctrl_c.busy = True
     with ExitStack() as stack:
         stack.callback(learn.__dict__.update, _idle, busy=False, training=False)
         for cb in learn.cbs: stack.callback(cb.__dict__.pop, 'run', None)
@@ -514,9 +538,11 @@ def _end(learn):
 # %% ../nbs/07_learner.ipynb #13c28e0b
 def _explain(learn, e):
     "Note on `e` where the learner was"
-    what = 'training' if learn.training else 'validation'
+    part = learn._part
+    what = '' if part=='epoch' else f"the {'training' if learn.training else 'validation'} of "
     n = f', {_bs(learn)} item(s)' if learn.xb else ''
-    if learn.dl is not None: _add_note(e, f"In the {what} of epoch {learn.epoch}, batch {learn.iter+1} of {learn.n_iter}{n}.")
+    batch = f', batch {learn.iter+1} of {learn.n_iter}{n}' if part in ('batch','backward','step') else ''
+    if part not in (None,'fit'): _add_note(e, f"In {what}epoch {learn.epoch}{batch}.")
     if isinstance(e, tuple(_cancels.values())): _add_note(e, "Nothing that this exception could cancel was under way.")
 
 # %% ../nbs/07_learner.ipynb #0f581317
@@ -574,7 +600,9 @@ def cleanup_fit(self:TrainEvalCallback):
 # %% ../nbs/07_learner.ipynb #e0280150
 class Metric:
     "A number to report: `reset`, then `accumulate` batch by batch, then `value`"
+    shared = False
     def reset(self): pass
+    def forget(self): pass # After a fit, when the values were taken: let go of what is large
     def accumulate(self,
         learn, # Has `pred`, `yb`, `loss`
     ): pass
@@ -607,7 +635,9 @@ def _fname(f): return getattr(getattr(f, 'func', f), '__name__', None) or class2
 # %% ../nbs/07_learner.ipynb #6166c590
 def mk_metric(m):
     "A `Metric` from one, a class of them, or a function"
-    if isinstance(m, type): m = m()
+    makes = getattr(m, '__annotations__', {}).get('return')
+    if isinstance(m, type) or (isinstance(makes, type) and issubclass(makes, Metric)): m = m()
+    if getattr(m, 'shared', False): m = copy(m)
     if not callable(m) and not isinstance(m, Metric): raise TypeError(f"{m!r} is no metric; give a function of predictions and targets, or a `Metric`.")
     return m if isinstance(m, Metric) else AvgMetric(m)
 
@@ -678,11 +708,12 @@ class Recorder(Callback):
 
     def _reset(self):
         self.smooth.reset()
-        self.lrs,self.iters,self.values,self.metric_names,self.hps = [],[],L(),L(),{}
+        self.lrs,self.group_lrs,self.iters,self.values,self.metric_names,self.hps = [],[],[],L(),L(),{}
 
 # %% ../nbs/07_learner.ipynb #d55c478a
 @patch
 def before_fit(self:Recorder):
+    if len([o for o in self.learn.cbs if isinstance(o, Recorder)])>1: raise ValueError("There are two `Recorder`s; remove the default one first: `learn.remove_cb(Recorder)`.")
     if self.fitting: self._headings()
     self._new_row()
 
@@ -691,8 +722,20 @@ def _headings(self:Recorder):
     self._reset()
     mets,both = self.metrics.attrgot('name'),self.train_metrics and self.valid_metrics
     train = mets.map('train_{}') if both else mets if self.train_metrics else []
-    valid = 'valid_loss' + (mets.map('valid_{}') if both else mets) if self.valid_metrics else []
-    self.metric_names = L('epoch','train_loss') + train + valid + (['time'] if self.add_time else [])
+    valid = (mets.map('valid_{}') if both else mets) if self.valid_metrics else []
+    names = _unique([*train, *valid], {'epoch','train_loss','valid_loss','time'})
+    if self.valid_metrics: names.insert(len(train), 'valid_loss')
+    self.metric_names = L('epoch','train_loss') + names + (['time'] if self.add_time else [])
+
+# %% ../nbs/07_learner.ipynb #91544b8f
+def _unique(names, taken):
+    "`names`, with a number after those that are `taken` or come again"
+    res = []
+    for n in names:
+        i,new = 1,n
+        while new in taken or new in res: i,new = i+1,f'{n}_{i+1}'
+        res.append(new)
+    return res
 
 # %% ../nbs/07_learner.ipynb #a1bf19b8
 @patch
@@ -701,8 +744,9 @@ def after_batch(self:Recorder):
     if learn.loss is None: return
     if learn.training:
         self.smooth.accumulate(learn)
-        *_,last = learn.opt.hypers
-        self.lrs.append(last['lr'])
+        lrs = [o['lr'] for o in learn.opt.hypers]
+        self.lrs.append(lrs[-1])
+        self.group_lrs.append(lrs if len(lrs)>1 else lrs[0])
     elif self.valid_metrics: self.avg.accumulate(learn)
     if self.train_metrics if learn.training else self.valid_metrics:
         for m in learn.metrics: m.accumulate(learn)
@@ -739,7 +783,7 @@ def after_validate(self:Recorder):
 # %% ../nbs/07_learner.ipynb #c8fde9bd
 def _value(m):
     v = m.value
-    if isinstance(v, Tensor) and v.numel()!=1: raise ValueError(f"The metric `{m.name}` has the shape {tuple(v.shape)}, and should be one number.")
+    if (v.numel() if isinstance(v, Tensor) else getattr(v, 'size', 1))!=1: raise ValueError(f"The metric `{m.name}` has the shape {tuple(v.shape)}, and should be one number.")
     return v
 
 # %% ../nbs/07_learner.ipynb #c3d48899
@@ -769,7 +813,10 @@ def format_time(
     return f'{h}:{m:02d}:{s:02d}' if h else f'{m:02d}:{s:02d}'
 
 @patch
-def cleanup_fit(self:Recorder): self.smooth.value
+def cleanup_fit(self:Recorder):
+    self.smooth.value
+    self.metrics.map(Self.forget())
+
 @patch(as_prop=True)
 def losses(self:Recorder): # Smoothed loss of each training batch of the last fit
     self.smooth.value
@@ -894,14 +941,20 @@ def no_mbar(self:Learner): return _swapped(self, create_mbar=False) # No bar ove
 def validate(self:Learner,
     ds_idx:int=1, # 0: the training set, 1: the validation set
     dl=None, # Other batches
-    cbs=None, # Callbacks for this validation only
+    cbs=None, # Callbacks for this validation only; inside of a callback they are the only ones
 )->L: # The loss, then the metrics
     "Loss and metrics of a set"
-    dl = ifnone(dl, self.dls.train if ds_idx==0 else getattr(self.dls, 'valid', None) if ds_idx==1 else self.dls[ds_idx])
+    dl = ifnone(dl, _data_set(self.dls, ds_idx))
     if self.busy: return Learner(self.dls, self.model, self.loss_func, metrics=deepcopy(self.metrics)).validate(dl=dl, cbs=cbs)
-    body = partial(self._with_events, partial(self._do_validate, dl), 'epoch')
-    with self.no_logging(),self.no_mbar(): self._run(body, cbs, n_epoch=1)
+    self._run(partial(self._with_events, partial(self._do_validate, dl), 'epoch'), cbs, n_epoch=1, logger=noop, create_mbar=False)
     return self.final_record
+
+# %% ../nbs/07_learner.ipynb #4cb1783f
+def _data_set(dls, i):
+    "The batches of data set `i`"
+    if i in (0,1): return getattr(dls, ('train','valid')[i], None)
+    try: return dls[i]
+    except (LookupError,TypeError,AttributeError): raise IndexError(f"There is no data set {i}: 0 is the one to train on, 1 to validate on, and others come as `dl=`.") from None
 
 # %% ../nbs/07_learner.ipynb #7beeae95
 class _Text(str):
