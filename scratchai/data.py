@@ -60,19 +60,28 @@ class DataLoaders:
     def __init__(self,
         *loaders, # For training, for validation, and any others
         path='.', # Where a learner puts its files
-        device=None, # Where batches go; `None` is `default_device()`
-        batch_tfms=None, # Functions from batch to batch, applied on the device in this order
+        device=None, # Where batches go; `None`: where the loaders send them, or else `default_device()`
+        batch_tfms=None, # Functions from batch to batch, applied on the device in this order; `None`: each loader's own
         loss_func=None, # What a learner minimises if it is not told; `None`: the learner's own choice
         vocab=None, # Class names; `None`: the training set's
     ):
-        self.loaders,self.path,self.loss_func,self._vocab,self.after_batch = list(loaders),Path(path),loss_func,vocab,L(batch_tfms)
-        for i,o in enumerate(self._ours()): o.after_batch,o.split_idx = self.after_batch,min(i, 1)
-        self.to(device or default_device())
+        self.loaders,self.path,self.loss_func,self._vocab = list(loaders),Path(path),loss_func,vocab
+        ours = self._ours()
+        for o in ours: o.after_batch,o.split_idx = o.after_batch if batch_tfms is None else L(batch_tfms),int(o is not self[0])
+        self.after_batch = ours[0].after_batch if ours and batch_tfms is None else L(batch_tfms)
+        self.to(device or first(o.device for o in ours if o.device) or default_device())
     def _ours(self): return [o for o in self.loaders if isinstance(o, DataLoader)]
     def __getitem__(self, i): return self.loaders[i]
     def __len__(self): return len(self.loaders)
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
+
+# %% ../nbs/02_data.ipynb #bdc74c75
+@patch
+def __repr__(self:DataLoaders):
+    "The batches in each loader, the number of classes, the device"
+    n = ' and '.join(str(len(o)) if hasattr(o, '__len__') else '?' for o in self.loaders)
+    return f'{type(self).__name__}: {n} batches'+(f', {len(self.vocab)} classes' if self.vocab else '')+f', on {self.device}'
 
 # %% ../nbs/02_data.ipynb #9cd9809d
 @patch(as_prop=True)
@@ -137,26 +146,46 @@ def show_batch(self:DataLoaders,
 ):
     "Show pictures of a batch with their classes"
     xb,yb = b or self.one_batch()
-    xs,n = to_cpu(self.decode_batch(xb[:max_n])).clamp(0,1),min(max_n, len(xb))
+    xs,n = to_cpu(self.decode_batch(xb[:max_n])),min(max_n, len(xb))
+    if xs.is_floating_point(): xs = xs.clamp(0,1)
     show_images(xs, nrows=nrows or round(n**.5), titles=[_name(self.vocab[int(i)]) if self.vocab else int(i) for i in yb[:n]], **kwargs)
 
 # %% ../nbs/02_data.ipynb #5ce9e111
-def _what(x): return f'{tuple(x.shape)} {str(x.dtype)[6:]}, {float(x.min()):.3g} to {float(x.max()):.3g}, on {x.device}'
+def _what(x):
+    "Shape, type and range of a tensor, or of all that are in a tuple, list or dict"
+    if isinstance(x, dict): return '; '.join(f'{k}: {_what(v)}' for k,v in x.items())
+    if isinstance(x, (tuple,list)): return '; '.join(map(_what, x))
+    if not isinstance(x, Tensor): return str(x)
+    return f"{tuple(x.shape)} {str(x.dtype)[6:]}, {f'{float(x.min()):.3g} to {float(x.max()):.3g}, ' if x.numel() else ''}on {x.device}"
 
+def _item(x, vocab):
+    "The same for an item, with the name of its class"
+    known = vocab and isinstance(x, tuple) and len(x)==2 and isinstance(x[1], int)
+    return _what(x)+(f' = {vocab[x[1]]!r}' if known else '')
+
+# %% ../nbs/02_data.ipynb #ce4cb8af
 @patch
 def summary(self:DataLoaders):
-    "What happens to the first item, step by step"
-    ds,dl = self.train_ds,self.train
-    (x,y),b = ds[0],dl.collate_fn([ds[0]])
+    "What happens to the first training item, step by step"
+    ds,item = self.train_ds,self.train_ds[0]
+    b = self.train.collate_fn([item])
     if hasattr(ds, 'fns'): print('file       …/' + '/'.join(Path(ds.fns[0]).parts[-3:]))
-    print(f'item       {_what(torch.as_tensor(x))}; label {y}'+(f' = {self.vocab[y]!r}' if self.vocab else ''))
-    print(f'collate    {_what(b[0])} and {_what(b[1])}')
+    print(f'item       {_item(item, self.vocab)}\ncollate    {_what(b)}')
     b = to_device(b, self.device)
-    for f in self.after_batch:
+    for f in self.after_batch.filter(lambda f: getattr(f, 'split_idx', None) in (None,0)):
         b = f(b)
-        print(f'{type(f).__name__:<10} {_what(b[0])}')
+        print(f"{getattr(f, '__name__', type(f).__name__):<10} {_what(b)}")
 
 # %% ../nbs/02_data.ipynb #5b34d3c4
+def _split(fns, labels, splits):
+    "Positions that train and that validate; at least one each"
+    if len(labels)!=len(fns): raise ValueError(f'There are {len(fns)} pictures but {len(labels)} labels.')
+    res = [L(o) for o in splits]
+    n,m = map(len, res)
+    if not n or not m: raise ValueError(f'Of {len(fns)} pictures, {n} train and {m} validate, and there must be some of each: look at the files, the share or the column that decides.')
+    return res
+
+# %% ../nbs/02_data.ipynb #776d9369
 class ImageDataLoaders(DataLoaders):
     "`DataLoaders` from pictures in files"
     @classmethod
@@ -175,16 +204,17 @@ class ImageDataLoaders(DataLoaders):
         cache=None, # Decode once, and keep the pictures: 'memory', or a folder; `None`: decode in every epoch
         tfm=None, # Called with each training picture, `(h, w, c)` bytes; may be random
         batch_tfms=None, # Functions from batch to batch; `None`: `ToFloat()` and `Normalize(*imagenet_stats)`
-        **kwargs # Passed on to `DataLoader`
+        **kwargs # Passed on to `DataLoader`; `shuffle` and `drop_last`, `True` if not given, to the one that trains
     ):
         "From a list of pictures and a list of labels"
         fns,labels = L(fns),L(fns).map(labels) if callable(labels) else L(labels)
-        ti,vi = [L(o) for o in splits or RandomSplitter(valid_pct, seed)(fns)]
+        ti,vi = _split(fns, labels, splits or RandomSplitter(valid_pct, seed)(fns))
+        own = {k: kwargs.pop(k, True) for k in ('shuffle','drop_last')}
         ds = partial(CachedDataset, cache=cache) if cache else Dataset
         train = ds(fns[ti], labels[ti], size, method=method, tfm=tfm)
         valid = ds(fns[vi], labels[vi], size, method=method, vocab=train.vocab)
         kwargs = dict(bs=bs, n_workers=n_workers, seed=seed, **kwargs)
-        dl = DataLoader(train, shuffle=True, drop_last=True, **kwargs)
+        dl = DataLoader(train, **own, **kwargs)
         batch_tfms = ifnone(batch_tfms, [ToFloat(), Normalize(*imagenet_stats)])
         return cls(dl, DataLoader(valid, pool=dl.pool, **kwargs), path=path, device=device, batch_tfms=batch_tfms)
 
@@ -222,17 +252,65 @@ def from_name_re(cls:ImageDataLoaders, path, fns, pat:str, **kwargs):
 
 
 # %% ../nbs/02_data.ipynb #8f008f40
-@patch(cls_method=True)
-def from_df(cls:ImageDataLoaders, df, path='.', fn_col=0, label_col=1, valid_col=None, folder='', **kwargs):
-    "From a table with a column of files and one of labels; columns by name or number"
-    cols = {o: list(df[o]) for o in df.columns} if hasattr(df, 'columns') else df
-    fns,labels,is_valid = [cols[list(cols)[o] if isinstance(o, int) else o] if o is not None else None for o in (fn_col,label_col,valid_col)]
-    if is_valid is not None: kwargs['splits'] = tuple(L(i for i,o in enumerate(is_valid) if (str(o).lower() in ('true','1'))==v) for v in (False,True))
-    return cls.from_lists([Path(path)/folder/o for o in fns], labels, path=path, **kwargs)
+_flags = {**dict.fromkeys('true yes valid validation val 1 1.0'.split(), True), **dict.fromkeys('false no train training 0 0.0'.split(), False)}
+
+def _col(cols, o):
+    "The column of a name or at a number; `None` for `None`"
+    names = list(cols)
+    if isinstance(o, int) and -len(names)<=o<len(names): o = names[o]
+    if o is not None and o not in names: raise ValueError(f'There is no column {o!r} in the table, whose columns are {names}.')
+    return None if o is None else cols[o]
+
+# %% ../nbs/02_data.ipynb #d5c2b42f
+def _splits(col, where):
+    "Positions that train and that validate, by a column that says so"
+    res = [_flags.get(str(o).strip().lower()) for o in col]
+    if None in res: raise ValueError(f"{where(i := res.index(None))} has {col[i]!r} for whether it validates: write True or False, 1 or 0, 'yes' or 'no', 'valid' or 'train'.")
+    return [L(i for i,o in enumerate(res) if o==v) for v in (False,True)]
 
 # %% ../nbs/02_data.ipynb #a8328ead
+def _blank(o): return type(o).__name__ in ('NoneType','NAType') or o!=o or not str(o).strip()
+
 @patch(cls_method=True)
-def from_csv(cls:ImageDataLoaders, path, csv_fname='labels.csv', delimiter=',', **kwargs):
-    "From a `csv` file in `path` with a header; columns as in `from_df`"
-    with open(Path(path)/csv_fname, newline='', encoding='utf-8') as f: head,*rows = csv.reader(f, delimiter=delimiter)
-    return cls.from_df(dict(zip(head, zip(*rows))), path, **kwargs)
+def _from_columns(cls:ImageDataLoaders, cols, where, path='.', fn_col=0, label_col=1, valid_col=None, folder='', **kwargs):
+    fns,labels,flags = [_col(cols, o) for o in (fn_col,label_col,valid_col)]
+    for i,pair in enumerate(zip(fns, labels)):
+        for k,o in zip(('file','label'), pair):
+            if _blank(o): raise ValueError(f'{where(i)} has no {k}.')
+    if flags is not None: kwargs['splits'] = _splits(flags, where)
+    return cls.from_lists([Path(path)/folder/o for o in fns], labels, path=path, **kwargs)
+
+# %% ../nbs/02_data.ipynb #14e290fb
+@patch(cls_method=True)
+def from_df(cls:ImageDataLoaders, df, path='.', fn_col=0, label_col=1, valid_col=None, folder='', **kwargs):
+    "From a table with a column of files and one of labels; columns by name or number; `valid_col` says True, 1, 'yes' or 'valid' of those that validate"
+    cols = {o: list(df[o]) for o in (df.columns if hasattr(df, 'columns') else df)}
+    return cls._from_columns(cols, 'Row {} of the table'.format, path, fn_col, label_col, valid_col, folder, **kwargs)
+
+# %% ../nbs/02_data.ipynb #705701cb
+def _rows(file, delimiter):
+    "The lines of a `csv` file that have something in them, with their numbers"
+    with open(file, newline='', encoding='utf-8-sig') as f:
+        reader = csv.reader(f, delimiter=delimiter)
+        return [(reader.line_num,o) for o in reader if any(map(str.strip, o))]
+
+# %% ../nbs/02_data.ipynb #2cf77c23
+def _table(file, delimiter, header):
+    "Columns of a `csv` file, and the numbers of their lines"
+    rows = _rows(file, delimiter)
+    start = 0 if header is None else header+1
+    if len(rows)<=start: raise ValueError(f'{file} has no rows'+(f' below its header (line {rows[-1][0]}).' if rows else ': it is empty.'))
+    names = rows[start-1][1] if start else range(len(rows[0][1]))
+    if len(set(names))<len(names): raise ValueError(f'{file}, line {rows[start-1][0]}: two columns have the same name: {names}.')
+    if len(names)<2: raise ValueError(f'{file}, line {rows[0][0]}: there is one column, {rows[0][1][0]!r}, and not one of files and one of labels. Is the `delimiter` {delimiter!r}?')
+    for n,o in rows[start:]:
+        if len(o)!=len(names): raise ValueError(f'{file}, line {n}: there are {len(names)} columns, and this line has {len(o)}: {delimiter.join(o)!r}.')
+    return dict(zip(names, zip(*(o for _,o in rows[start:])))),[n for n,_ in rows[start:]]
+
+# %% ../nbs/02_data.ipynb #e3038213
+@patch(cls_method=True)
+def from_csv(cls:ImageDataLoaders, path, csv_fname='labels.csv', delimiter=',', header=0, **kwargs):
+    "From a `csv` file in `path`; `header` is the row of the columns' names, or `None` if there is none; columns as in `from_df`"
+    file = Path(path)/csv_fname
+    cols,lines = _table(file, delimiter, header)
+    return cls._from_columns(cols, lambda i: f'{file}, line {lines[i]}', path, **kwargs)
