@@ -79,15 +79,21 @@ def accumulate(self:AccumMetric, learn): self._add(self._act(learn.pred), learn.
 def _add(self:AccumMetric, preds, targs):
     for o,xs in ((preds, self.preds), (targs, self.targs)): xs.append(o.detach().flatten() if self.flatten else o.detach())
 
+# %% ../nbs/07b_metrics.ipynb #b45c7a96
+@patch
+def forget(self:AccumMetric): self.reset()
+
 # %% ../nbs/07b_metrics.ipynb #0e6bfd93
 @patch
 def _act(self:AccumMetric, pred):
     dim,act = self.dim_argmax,self.activation.lower()
     if act=='sigmoid': pred = pred.sigmoid()
-    elif act in ('softmax','binarysoftmax'): pred = pred.softmax(ifnone(dim, -1))
+    elif act in ('softmax','binarysoftmax'): pred = _probs(pred, ifnone(dim, -1))
     elif dim is not None: pred = pred.argmax(dim)
-    if act=='binarysoftmax': pred = pred[:,-1]
+    if act=='binarysoftmax' and pred.ndim>1: pred = pred[:,-1]
     return pred if self.thresh is None else pred>=self.thresh
+
+def _probs(pred, dim): return pred.sigmoid() if pred.ndim==1 or pred.shape[dim]==1 else pred.softmax(dim)
 
 @patch(as_prop=True)
 def value(self:AccumMetric):
@@ -105,11 +111,14 @@ def __call__(self:AccumMetric,
     "The metric of one batch"
     self.reset()
     self.accumulate(NS(pred=preds, y=targs))
-    return self.value
+    res = self.value
+    self.forget()
+    return res
 
 # %% ../nbs/07b_metrics.ipynb #2f590fde
 def _rmse(pred, targ): return (pred-targ).square().mean().sqrt()
 rmse = AccumMetric(_rmse, name='rmse')
+rmse.shared = True
 
 def skm_to_fastai(
     func, # A metric of scikit-learn: `f(targs, preds, **kwargs)`
@@ -132,26 +141,38 @@ class ConfusionMetric(Metric):
         labels=None, # Classes that count; `None`: all
         pos_label:int=1, # The positive class of `average='binary'`
         average:str|None='binary', # 'binary', 'macro', 'micro', 'weighted', or `None` for one number a class
+        name:str|None=None, # Heading; `None`: that of the class
     ):
-        store_attr()
+        self.name = ifnone(name, class2attr(self, 'Metric').replace('f1score', 'f1_score'))
+        _check_average(average, 'binary', 'macro', 'micro', 'weighted', None)
+        store_attr(but='name')
         self.reset()
 
+    name = None
     def reset(self): self.conf = None
     def accumulate(self, learn): self._add(learn.pred, learn.y)
+
+# %% ../nbs/07b_metrics.ipynb #358c0436
+def _check_average(o, *have):
+    if o not in have: raise ValueError(f"There is no `average={o!r}`; choose from {', '.join(map(repr, have))}.")
 
 # %% ../nbs/07b_metrics.ipynb #ed9db800
 @patch
 def _add(self:ConfusionMetric, pred, targ):
+    if pred.ndim==1: pred = pred[:,None]
     c = pred.shape[self.axis]
     best,c = (pred.argmax(self.axis),c) if c>1 else ((pred.squeeze(self.axis)>0).long(),2)
-    if self.conf is None: self.conf = torch.zeros(c*c, dtype=torch.long, device=pred.device)
-    pairs = targ.flatten().long()*c + best.flatten()
+    if self.conf is None: self.conf = torch.zeros(c*c+1, dtype=torch.long, device=pred.device)
+    targ = targ.flatten().long()
+    pairs = torch.where((targ<0)|(targ>=c), c*c, targ*c + best.flatten())
     self.conf.index_add_(0, pairs, torch.ones_like(pairs))
 
 @patch
 def _counts(self:ConfusionMetric):
     "Right ones, called so, and truly so, for each class, `(c,)`"
-    conf = self.conf.view(int(len(self.conf)**0.5), -1).float()
+    c,strange = int(len(self.conf)**0.5),int(self.conf[-1])
+    if strange: raise ValueError(f"`{self.name}` has seen {strange} target(s) that are none of the classes 0 to {c-1}; leave them out, predictions and targets, before the metric.")
+    conf = self.conf[:-1].view(c, c).float()
     res = conf.diagonal(),conf.sum(0),conf.sum(1)
     return [o[list(self.labels)] for o in res] if self.labels is not None else res
 
@@ -162,13 +183,14 @@ def value(self:ConfusionMetric):
     right,called,true = self._counts()
     if self.average=='micro': right,called,true = right.sum(),called.sum(),true.sum()
     if self.average=='binary': return self._binary()
-    res = self._ratio(right, called, true).nan_to_num(0)
-    return {'macro': lambda: res.mean(), 'weighted': lambda: (res*true).sum()/true.sum()}.get(self.average, lambda: res)()
+    res,here = self._ratio(right, called, true).nan_to_num(0),called+true>0
+    if self.labels is not None: here = torch.ones_like(here)
+    return {'macro': lambda: (res*here).sum()/here.sum(), 'weighted': lambda: (res*true).sum()/true.sum()}.get(self.average, lambda: res)()
 
 @patch
 def _binary(self:ConfusionMetric):
-    if len(self.conf)!=4: raise ValueError(f"`average='binary'` is for two classes, and here are {int(len(self.conf)**0.5)}; choose 'macro', 'micro' or 'weighted'.")
-    one = type(self)(axis=self.axis, labels=[self.pos_label], average='micro')
+    if len(self.conf)!=5: raise ValueError(f"`average='binary'` is for two classes, and here are {int(len(self.conf)**0.5)}; choose 'macro', 'micro' or 'weighted'.")
+    one = type(self)(axis=self.axis, labels=[self.pos_label], average='micro', name=self.name)
     one.conf = self.conf
     return one.value
 
@@ -186,7 +208,6 @@ class Recall(ConfusionMetric):
 # %% ../nbs/07b_metrics.ipynb #29ae3af9
 class F1Score(ConfusionMetric):
     "Harmonic mean of precision and recall"
-    name = 'f1_score'
     def _ratio(self, right, called, true): return 2*right/(called+true)
 
 # %% ../nbs/07b_metrics.ipynb #bc5aaff8
@@ -204,7 +225,7 @@ def roc_auc(
 # %% ../nbs/07b_metrics.ipynb #773735d0
 def _auc(pred, targ, average='macro'):
     "Mean area over classes, each against the rest; `pred`: `(n, c)`"
-    if pred.shape[1]<=2: return roc_auc(pred[:,-1], targ)
+    if pred.ndim==1 or pred.shape[1]<=2: return roc_auc(pred if pred.ndim==1 else pred[:,-1], targ.flatten())
     aucs = torch.stack([roc_auc(pred[:,i], targ==i) for i in range(pred.shape[1])])
     n = torch.stack([(targ==i).sum() for i in range(pred.shape[1])])
     return aucs.mean() if average=='macro' else (aucs*n).sum()/n.sum()
@@ -215,6 +236,7 @@ def RocAuc(
     average:str='macro', # 'macro': the mean over classes; 'weighted': by their frequency
 )->AccumMetric: # For a learner
     "Area under the ROC curve; for several classes, of each against the rest"
+    _check_average(average, 'macro', 'weighted')
     return AccumMetric(_auc, dim_argmax=axis, activation='softmax', flatten=False, name='roc_auc_score', average=average)
 
 # %% ../nbs/07b_metrics.ipynb #f7e48a68
@@ -230,21 +252,21 @@ class Perplexity(AvgLoss):
     value = property(lambda self: tensor(self.total/self.count).exp() if self.count else None)
 
 # %% ../nbs/07b_metrics.ipynb #5b69ff9f
-class Dice(Metric):
-    "Twice the overlap of the predicted and the true shape, over the sum of their areas; for classes 0 and 1"
+class Dice(ConfusionMetric):
+    "Twice the overlap of the predicted and the true shape, over the sum of their areas; for several classes, the mean over them"
     def __init__(self,
         axis:int=1, # The dimension of the classes
-    ):
-        self.axis = axis
-        self.reset()
-
-    def reset(self): self.inter,self.areas,self.n = 0,0,0
-    def accumulate(self, learn):
-        pred,targ = learn.pred.argmax(self.axis).flatten(),learn.y.flatten()
-        self.inter,self.areas,self.n = self.inter+(pred*targ).sum(),self.areas+(pred+targ).sum(),self.n+1
-
-    value = property(lambda self: 2*self.inter/self.areas if self.n else None)
+        name:str|None=None, # Heading; `None`: that of the class
+    ): super().__init__(axis, name=name)
+    def _ratio(self, right, called, true): return 2*right/(called+true)
 
 class JaccardCoeff(Dice):
     "The overlap of the predicted and the true shape, over the area that either covers"
-    value = property(lambda self: self.inter/(self.areas-self.inter) if self.n else None)
+    def _ratio(self, right, called, true): return right/(called+true-right)
+
+# %% ../nbs/07b_metrics.ipynb #aee5f496
+@patch(as_prop=True)
+def value(self:Dice):
+    if self.conf is None: return None
+    res = self._ratio(*self._counts())
+    return res[1] if len(res)==2 else res.nanmean()
