@@ -61,9 +61,11 @@ def killed(d):
         assert gone([int(o) for o in line.split()[1:]]), 'workers were left behind'
         assert not list(cache.glob('*.cache'))
     left = list(cache.glob('*.part'))
-    for o in left: os.utime(o, (0,0))
+    (mine := cache/'film.mp4.part').touch()
+    for o in (*left,mine): os.utime(o, (0,0))
     ds = fresh(fns, cache)
-    assert not ds.in_memory and len(list(cache.glob('*.part')))==1
+    assert not ds.in_memory and len(list(cache.glob('*.part')))==2, 'a file that is not ours was cleared away'
+    mine.unlink()
     with DataLoader(ds, 8, n_workers=2) as dl: assert torch.equal(xs(dl), plain(fns))
     assert [o.suffix for o in cache.iterdir()]==['.cache']
     return f'{len(left)} half-filled file(s) cleared away'
@@ -77,8 +79,10 @@ def two_at_once(d):
     ds = Slow(fns, [0]*40, 32, cache)
     assert ds.in_memory and torch.equal(xs(DataLoader(ds, 8, n_workers=0)), plain(fns))
 
+class Toned(CachedDataset): decoding = 'grey'
+
 def changed(d):
-    "A changed file, one that is gone, another size: none is served from the old cache"
+    "A changed file, one that is gone, another size, another decoding: none is served from the old cache"
     fns,cache = pictures(d),Path(d)/'cache'
     def full():
         ds = fresh(fns, cache)
@@ -91,6 +95,10 @@ def changed(d):
     assert full()[0]
     assert not CachedDataset(fns, [0]*40, 16, cache).in_memory
     assert not fresh(fns[1:], cache).in_memory
+    key = Toned(fns, [0]*40, 32, cache).cache.final
+    Toned.decoding = 'colour'
+    assert Toned(fns, [0]*40, 32, cache).cache.final!=key
+    assert torch.equal(fresh(fns, cache)[-2][0], plain(fns)[-2])
     assert not fresh(fns, cache, method='crop').in_memory
 
 def bad(d):
