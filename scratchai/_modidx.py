@@ -253,6 +253,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'scratchai.hook.ActivationStats.__init__': ('hook.html#activationstats.__init__', 'scratchai/hook.py'),
                                 'scratchai.hook.ActivationStats.after_batch': ( 'hook.html#activationstats.after_batch',
                                                                                 'scratchai/hook.py'),
+                                'scratchai.hook.ActivationStats.before_batch': ( 'hook.html#activationstats.before_batch',
+                                                                                 'scratchai/hook.py'),
                                 'scratchai.hook.ActivationStats.before_fit': ('hook.html#activationstats.before_fit', 'scratchai/hook.py'),
                                 'scratchai.hook.ActivationStats.color_dim': ('hook.html#activationstats.color_dim', 'scratchai/hook.py'),
                                 'scratchai.hook.ActivationStats.hist': ('hook.html#activationstats.hist', 'scratchai/hook.py'),

@@ -135,7 +135,7 @@ class ActivationStats(HookCallback):
         store_attr('with_hist,bins,top')
     def before_fit(self):
         super().before_fit()
-        self.stats = L()
+        if self.fitting: self.stats = L()
 
 # %% ../nbs/09c_hook.ipynb #10c4433d
 @patch
@@ -147,8 +147,16 @@ def hook(self:ActivationStats, m, i, o):
     return res
 
 @patch
+def before_batch(self:ActivationStats):
+    super(ActivationStats, self).before_batch()
+    for h in self.hooks.hooks if self.live else []: h.stored = None
+
+@patch
 def after_batch(self:ActivationStats):
-    if self.live: self.stats.append(self.hooks.stored)
+    seen = first(self.hooks.stored.filter()) if self.live else None
+    if seen:
+        blank = {k:torch.full_like(v, torch.nan) for k,v in seen.items()}
+        self.stats.append(self.hooks.stored.map(lambda o: o or blank))
     super(ActivationStats, self).after_batch()
 
 # %% ../nbs/09c_hook.ipynb #3f23194f
