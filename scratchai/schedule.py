@@ -8,11 +8,12 @@ __all__ = ['SchedLin', 'SchedCos', 'SchedExp', 'SchedNo', 'sched_lin', 'sched_co
            'FlatCos', 'SGDR', 'LRFinder', 'minimum', 'steep', 'valley', 'slide', 'SuggestionMethod']
 
 # %% ../nbs/08_schedule.ipynb #576a72c0
-import math,random,signal,threading
+import math,random,signal,sys,threading
 from bisect import bisect_right
 from collections import deque,namedtuple
 from contextlib import contextmanager
 from functools import partial,update_wrapper
+from types import MethodType
 
 import matplotlib.pyplot as plt,numpy as np,torch
 from torch import Tensor
@@ -44,6 +45,7 @@ def sched_exp(
     pos:float, # From 0 to 1
 ): # Value at `pos`
     "Equal factors in equal steps"
+    if not np.all(np.multiply(start, end)>0): raise ValueError(f'Equal factors lead from one number to another of the same sign, not from {start} to {end}.')
     return start * (end/start)**pos
 
 def sched_no(
@@ -126,7 +128,10 @@ class ParamScheduler(Callback):
     order,run_valid = 60,False
     def __init__(self,
         scheds:dict, # Name of a hyper-parameter to its schedule, or to a list with a schedule for each group
-    ): self.scheds = scheds
+    ):
+        for k,f in scheds.items():
+            if not all(map(callable, L(f))): raise TypeError(f'The schedule of {k!r} is {f!r}, and should be a function of `pos`, such as `SchedLin(0.1, 0.01)`.')
+        self.scheds = scheds
     def before_batch(self): self._update(self.pct_train)
     def _update(self, pos):
         for k,f in self.scheds.items():
@@ -137,9 +142,11 @@ class ParamScheduler(Callback):
 # %% ../nbs/08_schedule.ipynb #7153e434
 @patch
 def before_fit(self:ParamScheduler):
-    have = self.opt.hypers[0]
-    for k in self.scheds:
+    if not self.fitting: return
+    have,n = self.opt.hypers[0],len(self.opt.hypers)
+    for k,f in self.scheds.items():
         if k not in have: raise KeyError(f'This optimizer has no hyper-parameter {k!r} to schedule; it has: {", ".join(have)}.')
+        if is_listy(f) and len(f)!=n: raise ValueError(f'{k!r} has {len(f)} schedules, and this optimizer has {n} group(s).')
     self.hps = {k:[] for k in self.scheds}
     if hasattr(self.learn, 'recorder'): self.recorder.hps.update(self.hps)
 
@@ -148,6 +155,7 @@ class _RateScheduler(ParamScheduler):
     "Schedules made from the groups' rates when training begins"
     lr_max = None
     def before_fit(self):
+        if not self.fitting: return
         if self.lr_max is not None: self.opt.set_hyper('lr', self.lr_max)
         self.scheds = self.make(np.array([h['lr'] for h in self.opt.hypers]))
         super().before_fit()
@@ -161,7 +169,9 @@ class OneCycle(_RateScheduler):
         div_final:float=1e5, # The end is this much lower than the peak
         pct_start:float=0.25, # Part of the training that climbs
         moms:tuple|None=(0.95,0.85,0.95), # Momentum at the start, the peak and the end; `None` leaves it alone
-    ): store_attr()
+    ):
+        if moms and len(moms)!=3: raise ValueError(f'`moms` has three values, momentum at the start, at the peak and at the end, and not {moms}.')
+        store_attr()
 
 # %% ../nbs/08_schedule.ipynb #df500090
 @patch
@@ -181,7 +191,7 @@ def fit_one_cycle(self:Learner,
     div:float=25., # The start is this much lower than the peak
     div_final:float=1e5, # The end is this much lower than the peak
     pct_start:float=0.25, # Part of the training that climbs
-    wd:float|None=None, # Weight decay; `None`: the learner's
+    wd:float|None=None, # Weight decay; `None`: the learner's, or, where that is `None` too, as it was
     moms:tuple|None=None, # Momentum at the start, the peak and the end; `None`: the learner's
     cbs=None, # Further callbacks for this fit
     reset_opt:bool=False, # Begin with a new optimizer?
@@ -197,7 +207,7 @@ def plot_sched(self:Recorder,
     figsize:tuple|None=None, # Width and height in inches
 ): # The axes, an array
     "Draw the hyper-parameters of the last training, batch by batch"
-    hps = self.hps or dict(lr=self.lrs)
+    hps = self.hps or dict(lr=self.group_lrs)
     keys = list(hps) if keys is None else list(L(keys))
     _,axs = plt.subplots(1, len(keys), figsize=figsize or (4.5*len(keys),3), squeeze=False)
     for k,ax in zip(keys, axs[0]):
@@ -231,7 +241,7 @@ def fit_flat_cos(self:Learner,
     lr=None, # The flat part: a number, a list with one a group, or a `slice`; `None`: the learner's `lr`
     div_final:float=1e5, # The end is this much lower
     pct_start:float=0.75, # Part of the training that is flat
-    wd:float|None=None, # Weight decay; `None`: the learner's
+    wd:float|None=None, # Weight decay; `None`: the learner's, or, where that is `None` too, as it was
     cbs=None, # Further callbacks for this fit
     reset_opt:bool=False, # Begin with a new optimizer?
     start_epoch:int=0, # Epochs already done, of `n_epoch`
@@ -248,12 +258,13 @@ def fit_sgdr(self:Learner,
     cycle_mult:int=2, # Each cycle is this many times longer than the one before
     cbs=None, # Further callbacks for this fit
     reset_opt:bool=False, # Begin with a new optimizer?
-    wd:float|None=None, # Weight decay; `None`: the learner's
+    wd:float|None=None, # Weight decay; `None`: the learner's, or, where that is `None` too, as it was
     start_epoch:int=0, # Epochs already done, of all cycles
 ):
     "Train with warm restarts, https://arxiv.org/abs/1608.03983"
     lens = [cycle_len*cycle_mult**i for i in range(n_cycles)]
-    self.fit(sum(lens), lr_max, wd, L(SGDR(lens))+L(cbs), reset_opt, start_epoch)
+    if sum(lens)!=int(sum(lens)): raise ValueError(f'Cycles of {lens} epochs are {sum(lens)} in all, which is no whole number.')
+    self.fit(int(sum(lens)), lr_max, wd, L(SGDR(lens))+L(cbs), reset_opt, start_epoch)
 
 # %% ../nbs/08_schedule.ipynb #56b17a4c
 class LRFinder(ParamScheduler):
@@ -272,6 +283,7 @@ class LRFinder(ParamScheduler):
 # %% ../nbs/08_schedule.ipynb #94b44a0f
 @patch
 def before_fit(self:LRFinder):
+    if not self.fitting: return
     def _rates(lr):
         self.opt.set_hyper('lr', _plain(lr))
         return np.array([h['lr'] for h in self.opt.hypers], dtype=float)
@@ -284,7 +296,8 @@ def before_fit(self:LRFinder):
 def before_batch(self:LRFinder): self._update(len(self.hps['lr'])/self.num_it)
 
 @patch
-def before_validate(self:LRFinder): raise CancelValidException
+def before_validate(self:LRFinder):
+    if self.fitting: raise CancelValidException
 
 # %% ../nbs/08_schedule.ipynb #d8b8c410
 @patch
@@ -318,6 +331,7 @@ def _undo_gen(o):
     if isinstance(o, np.random.Generator): return partial(setattr, o.bit_generator, 'state', o.bit_generator.state)
     return partial(o.set_state, o.get_state())
 
+def _undo_array(o): return partial(np.copyto, o, o.copy()) if o.flags.writeable else noop
 def _undo_container(o):
     old = o.copy()
     def _back():
@@ -329,12 +343,20 @@ def _undo_container(o):
 def _inside(o):
     "What to look at after `o`"
     if isinstance(o, Tensor): return [o.grad] if o.is_leaf and o.grad is not None else []
-    if isinstance(o, dict): return list(o.values())
-    if isinstance(o, (list,tuple,set,deque)): return list(o)
-    return [vars(o)] if isinstance(o, (Learner,Callback,Metric,L)) or hasattr(type(o), 'state_dict') else []
+    if isinstance(o, partial): return [o.func, o.args, o.keywords]
+    if isinstance(o, MethodType): return [o.__self__]
+    items = list(o.values()) if isinstance(o, dict) else list(o) if isinstance(o, (list,tuple,set,deque)) else []
+    return items + ([vars(o)] if isinstance(o, (L,NS)) or hasattr(type(o), 'state_dict') or _own(o) else [])
+
+_others = {*sys.stdlib_module_names, *'torch numpy matplotlib fastprogress IPython ipykernel PIL pandas tensorboard'.split()} - {'types'}
+def _own(o):
+    "Is `o` an object with attributes, of a class that is no library's, and no data?"
+    data = isinstance(o, type) or hasattr(type(o), '__getitem__') or hasattr(type(o), '__iter__')
+    return hasattr(o, '__dict__') and not data and type(o).__module__.split('.')[0] not in _others
 
 def _undo(o):
     if isinstance(o, Tensor): return _undo_tensor(o)
+    if isinstance(o, np.ndarray): return _undo_array(o)
     if isinstance(o, _gens): return _undo_gen(o)
     return _undo_container(o) if isinstance(o, (dict,list,set,deque)) else noop
 
@@ -357,6 +379,12 @@ def _torch_gens():
     if torch.cuda.is_available(): torch.cuda.init()
     return [torch.default_generator, *torch.cuda.default_generators]
 
+def _data_gens(data):
+    "The generators among the attributes of `data`, and of the objects there"
+    vals = [v for o in data for v in vars(o).values()]
+    vals += [v for o in vals if _own(o) and not isinstance(o, Learner) for v in vars(o).values()]
+    return [o for o in vals if isinstance(o, _gens)]
+
 # %% ../nbs/08_schedule.ipynb #efd133fe
 def _walk(todo, seen):
     "`todo` and all that can be reached from it, each once"
@@ -370,7 +398,7 @@ def _walk(todo, seen):
 def _snapshot(learn):
     "How to put back everything that can be reached from `learn`"
     data = _data_parts(learn.dls)
-    todo = [learn, *_torch_gens(), *[v for o in data for v in vars(o).values() if isinstance(v, _gens)]]
+    todo = [learn, *_torch_gens(), *_data_gens(data)]
     return [*map(_undo_plain, data), *_undo_rand(), *map(_undo, _walk(todo, {id(o):o for o in data}))]
 
 # %% ../nbs/08_schedule.ipynb #3587ae1b

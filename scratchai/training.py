@@ -105,16 +105,18 @@ def _forget(self:GradientAccumulation):
 def set_bn_eval(
     m, # A model, ours or a `torch.nn.Module`
     use_eval:bool=True, # `False`: back to training mode
+    frozen=(), # Parameters that count as frozen, whether they want a gradient or not
 ):
     "Put the normalization layers without trainable parameters in evaluation mode"
+    ids = set(map(id, frozen))
     for o in m.modules():
         ps = list(o.parameters()) if hasattr(o, 'running_mean') else []
-        if ps and not any(p.requires_grad for p in ps): o.train(not use_eval)
+        if ps and not any(p.requires_grad and id(p) not in ids for p in ps): o.train(not use_eval)
 
 class BnFreeze(Callback):
-    "Keep the statistics of frozen normalization layers as they are"
+    "Keep the statistics of normalization layers that are frozen, or in a frozen group, as they are"
     run_after = TrainEvalCallback
-    def before_train(self): set_bn_eval(self.model)
+    def before_train(self): set_bn_eval(self.model, frozen=L(self.opt.param_lists)[:self.opt.frozen_idx].concat())
 
 # %% ../nbs/09b_training.ipynb #467309f3
 class ModelResetter(Callback):
@@ -140,6 +142,8 @@ class RNNRegularizer(Callback):
         alpha:float=0., # Weight of AR, on the outputs after dropout `(bs, seq, nh)`
         beta:float=0., # Weight of TAR, on the outputs before dropout `(bs, seq, nh)`
     ): store_attr()
+    def before_fit(self):
+        if not any(isinstance(o, RNNCallback) for o in self.learn.cbs): raise AttributeError('`RNNRegularizer` needs the outputs that `RNNCallback` keeps: add that too, or use `rnn_cbs`.')
     def after_loss(self):
         h = self.rnn.raw_out
         if self.alpha: self.learn.loss_grad = self.loss_grad + self.alpha*self.rnn.out.float().pow(2).mean()
