@@ -1048,6 +1048,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'scratchai.schedule.valley': ('schedule.html#valley', 'scratchai/schedule.py')},
             'scratchai.tracker': { 'scratchai.tracker.CSVLogger': ('tracker.html#csvlogger', 'scratchai/tracker.py'),
                                    'scratchai.tracker.CSVLogger.__init__': ('tracker.html#csvlogger.__init__', 'scratchai/tracker.py'),
+                                   'scratchai.tracker.CSVLogger._end_line': ('tracker.html#csvlogger._end_line', 'scratchai/tracker.py'),
                                    'scratchai.tracker.CSVLogger._write': ('tracker.html#csvlogger._write', 'scratchai/tracker.py'),
                                    'scratchai.tracker.CSVLogger.after_epoch': ( 'tracker.html#csvlogger.after_epoch',
                                                                                 'scratchai/tracker.py'),

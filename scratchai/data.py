@@ -290,9 +290,11 @@ def from_df(cls:ImageDataLoaders, df, path='.', fn_col=0, label_col=1, valid_col
 # %% ../nbs/02_data.ipynb #705701cb
 def _rows(file, delimiter):
     "The lines of a `csv` file that have something in them, with their numbers"
-    with open(file, newline='', encoding='utf-8-sig') as f:
-        reader = csv.reader(f, delimiter=delimiter)
-        return [(reader.line_num,o) for o in reader if any(map(str.strip, o))]
+    try:
+        with open(file, newline='', encoding='utf-8-sig') as f:
+            reader = csv.reader(f, delimiter=delimiter)
+            return [(reader.line_num,o) for o in reader if any(map(str.strip, o))]
+    except UnicodeDecodeError as e: raise ValueError(f'{file} is not in UTF-8: {e}. Save it in that.') from e
 
 # %% ../nbs/02_data.ipynb #2cf77c23
 def _table(file, delimiter, header):

@@ -19,6 +19,8 @@ try: import fcntl
 except ImportError:
     import msvcrt
     fcntl = None
+try: from lzma import LZMAError
+except ImportError: LZMAError = zlib.error # a Python that was built without it
 
 import numpy as np,torch
 from PIL import Image,ImageOps
@@ -333,13 +335,19 @@ def _put(all, folder, file, old):
     (tops[0] if len(tops)==1 and tops[0].is_dir() else all).rename(folder)
 
 # %% ../nbs/01b_files.ipynb #5cd17021
+def _unpack(file, to):
+    "Unpack `file`; whatever a damaged one raises becomes a `ValueError`"
+    try: (_untar if tarfile.is_tarfile(file) else _unzip)(file, to) # asked in this order: a tar whose last member is a zip ends like one
+    except (tarfile.TarError,zipfile.BadZipFile,NotImplementedError,EOFError,zlib.error,LZMAError,OSError) as e:
+        if getattr(e, 'errno', None): raise # from the system; gzip and bz2 raise an `OSError` without a number
+        raise ValueError(f'{file} is no tar or zip archive, or damaged: {e}.') from e
+
 def _extract(file, folder):
     "Unpack `file` beside `folder`, then rename"
     tmp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.tmp', dir=folder.parent))
     try:
-        (_untar if tarfile.is_tarfile(file) else _unzip)(file, tmp/'all') # a zip is found by its end, which may be that of a tar's last member
+        _unpack(file, tmp/'all')
         _put(tmp/'all', folder, file, tmp/'old')
-    except (tarfile.TarError,zipfile.BadZipFile,NotImplementedError,EOFError,zlib.error) as e: raise ValueError(f'{file} is no tar or zip archive, or damaged: {e}.') from e
     except OSError as e: raise OSError(e.errno, f'{file} was not unpacked, and nothing was left behind: {e.strerror or e}') from e
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
