@@ -318,6 +318,7 @@ def _untar(file, to):
         for m in t:
             _safe(m.name, file, m.isreg() or m.isdir())
             t.extract(m, to, filter='data')
+        while t.fileobj.read(2**20): pass # the checksum of a compressed file is at its end
 
 def _unzip(file, to):
     with zipfile.ZipFile(file) as z:
