@@ -38,11 +38,12 @@ class TrackerCallback(Callback):
     "Follows one number of the epochs' rows: `best` so far, and whether it is a `new_best`"
     order,run_lr_find,best,new_best = 60,False,None,False
     def __init__(self,
-        monitor:str='valid_loss', # Heading of the number's column
+        monitor:str='valid_loss', # Heading of the number's column, or the metric
         comp=None, # `comp(new, old)`: is it better? `None`: smaller for losses and errors, else larger
         min_delta:float=0., # By how much it must be better to count
         reset_on_fit:bool=True, # Forget the best when a fit begins?
     ):
+        if not isinstance(monitor, str): monitor = mk_metric(monitor).name
         comp = ifnone(comp, operator.lt if any(o in monitor for o in _down) else operator.gt)
         self.monitor,self.comp,self.reset_on_fit = monitor,comp,reset_on_fit
         self.min_delta = -abs(min_delta) if comp(0,1) else abs(min_delta)
@@ -233,10 +234,11 @@ class ReduceLROnPlateau(PatientCallback):
         comp=None, # `comp(new, old)`: is it better?
         min_delta:float=0., # By how much it must be better to count
         patience:int=1, # Epochs to wait
-        factor:float=10., # The rates are divided by this
+        factor:float=10., # The rates are divided by this, which is more than 1
         min_lr:float=0., # But never below this
         reset_on_fit:bool=True, # Forget the best when a fit begins?
     ):
+        if factor<=1: raise ValueError(f'`ReduceLROnPlateau` divides by `factor`, as in fastai, so it must be more than 1, not {factor}; {1/(factor or 1):.4g}?')
         super().__init__(monitor, comp, min_delta, patience, reset_on_fit)
         store_attr('factor,min_lr')
 
@@ -265,6 +267,7 @@ class CSVLogger(Callback):
         if self.append and self.file.exists() and self.file.stat().st_size:
             have = first(csv.reader(self.file.read_text().splitlines()[:1]))
             if have!=names: raise ValueError(f'{self.file} has the columns {have}; those of this training, {names}, cannot be appended to it.')
+            self._end_line()
         else: self._write(names, 'w')
 
 # %% ../nbs/09_tracker.ipynb #ea82a196
@@ -277,13 +280,19 @@ def _write(self:CSVLogger, row, mode='a'):
         os.fsync(f.fileno())
 
 @patch
-def after_epoch(self:CSVLogger): self._write([self.history[-1].get(o) for o in self.recorder.metric_names])
+def after_epoch(self:CSVLogger): self._write(list(self.history[-1].values())[:len(self.recorder.metric_names)])
 
 @patch
 def read_log(self:CSVLogger)->L: # A dict for each epoch; numbers where there are numbers
     "The table, read back from the file"
     def _num(o): return None if o=='' else float(o) if '.' in o or not o.lstrip('-').isdigit() else int(o)
     with self.file.open(newline='') as f: return L({k:_num(v) for k,v in r.items()} for r in csv.DictReader(f))
+
+# %% ../nbs/09_tracker.ipynb #a4894f0c
+@patch
+def _end_line(self:CSVLogger):
+    if self.file.read_text().endswith('\n'): return
+    with self.file.open('a') as f: f.write('\n')
 
 # %% ../nbs/09_tracker.ipynb #23f28864
 class ShowGraphCallback(Callback):
@@ -370,6 +379,7 @@ def cleanup_fit(self:TensorBoardCallback):
 @patch
 def after_pred(self:TensorBoardCallback):
     if self.training or not self.log_preds or self.iter: return
+    if self.x.ndim!=4 or self.pred.ndim!=2 or self.y.is_floating_point(): raise ValueError('`log_preds` shows pictures and their classes, and these data have none.')
     self.looked_at = [o[:self.n_preds] for o in (self.x,self.y,self.pred)]
 
 @patch
@@ -384,8 +394,8 @@ class PeakMemory(Callback):
     "A column with the peak memory of the epoch in MB: the GPU's where the model is on one, else the process's"
     order,metric = 40,None
     def before_fit(self):
-        dev = next(iter(self.model.parameters())).device
-        self.cuda = dev if dev.type=='cuda' else None
+        p = first(self.model.parameters())
+        self.cuda = p.device if p is not None and p.device.type=='cuda' else None
         self.metric = ValueMetric(self.peak, 'peak_mb')
         self.learn.metrics = self.metrics+[self.metric]
     def before_epoch(self): self.reset()
