@@ -222,12 +222,14 @@ def _check_importable(parts, context):
         f"`context='{_fork() or 'thread'}'`, which needs no import.")
 
 # %% ../nbs/01c_loader.ipynb #35e8c7ae
-def _apart(ds):
+def _is_ds(o): return not isinstance(o, Tensor) and all(hasattr(o, k) for k in ('__dict__','__getitem__','__len__'))
+
+def _apart(ds, depth=2):
     "A copy of a data set, and of the data sets in it, that may open files of its own"
     if hasattr(type(ds), '__del__'): raise TypeError('what a copy closes might be open in the original')
     res = copy.copy(ds)
-    for k,v in getattr(res, '__dict__', {}).items():
-        if hasattr(v, '__dict__') and hasattr(v, '__getitem__') and hasattr(v, '__len__') and not isinstance(v, Tensor): setattr(res, k, _apart(v))
+    for k,v in list(getattr(res, '__dict__', {}).items()) if depth else []:
+        with suppress(Exception): res.__dict__[k] = _apart(v, depth-1) if _is_ds(v) else v
     return res
 
 def _batch_bytes(job):
@@ -465,15 +467,22 @@ class DataLoader:
     def __exit__(self, *args): self.close()
 
 # %% ../nbs/01c_loader.ipynb #6de252d0
-def _no_pin(): warnings.warn('`pin_memory` does nothing here: there is no GPU to copy to.', stacklevel=4)
-
 @patch
 def __getitem__(self:DataLoader, i):
     "Batch `i` of the epoch, made in this process"
     if not isinstance(i, (int,np.integer)): raise TypeError(f'A loader gives one batch for a number, not for {i!r}: loop over it for several.')
-    b,bad = self._here(self.chunks(self.epoch)[i], self._item_seed())
+    b,bad = self._here(self.chunks(self.epoch)[i], self._item_seed(), self._job_apart())
     if b is None: raise bad[0]
     return self._after(b)
+
+@patch
+def _job_apart(self:DataLoader):
+    j = self.job
+    with suppress(Exception): return _Job(_apart(j.ds), j.collate_fn, j.skip_bad) if self.n_workers else j
+    return j
+
+# %% ../nbs/01c_loader.ipynb #483897e5
+def _no_pin(): warnings.warn('`pin_memory` does nothing here: there is no GPU to copy to.', stacklevel=3)
 
 @patch
 def _item_seed(self:DataLoader): return (self.seed,self.epoch) if _is_random(self.ds) else None
@@ -523,10 +532,10 @@ def _knowing_pool(self:DataLoader):
 
 # %% ../nbs/01c_loader.ipynb #e8681e5e
 @patch
-def _here(self:DataLoader, idxs, seed):
+def _here(self:DataLoader, idxs, seed, job):
     "A batch made in this process, whose generators it leaves alone"
-    if seed is None: return self.job.batch(idxs, None)
-    with _own_randomness(): return self.job.batch(idxs, seed)
+    if seed is None: return job.batch(idxs, None)
+    with _own_randomness(): return job.batch(idxs, seed)
 
 @patch
 def _there(self:DataLoader, chunks, seed):
@@ -555,7 +564,7 @@ def _batches(self:DataLoader, chunks):
     "A batch, and what was left out of it, for each of `chunks`"
     seed = self._item_seed()
     if self.n_workers and not self.job.at_hand(): return self._there(chunks, seed)
-    return (self._here(o, seed) for o in chunks)
+    return (self._here(o, seed, self.job) for o in chunks)
 
 # %% ../nbs/01c_loader.ipynb #89a6132a
 @patch
