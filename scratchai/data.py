@@ -179,6 +179,7 @@ def summary(self:DataLoaders):
 # %% ../nbs/02_data.ipynb #5b34d3c4
 def _split(fns, labels, splits):
     "Positions that train and that validate; at least one each"
+    if not fns: raise ValueError('There are no pictures to train with: the list of files is empty.')
     if len(labels)!=len(fns): raise ValueError(f'There are {len(fns)} pictures but {len(labels)} labels.')
     res = [L(o) for o in splits]
     n,m = map(len, res)
