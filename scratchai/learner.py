@@ -637,7 +637,9 @@ def mk_metric(m):
     "A `Metric` from one, a class of them, or a function"
     makes = getattr(m, '__annotations__', {}).get('return')
     if isinstance(m, type) or (isinstance(makes, type) and issubclass(makes, Metric)): m = m()
-    if getattr(m, 'shared', False): m = copy(m)
+    if getattr(m, 'shared', False):
+        m = copy(m)
+        m.shared = False
     if not callable(m) and not isinstance(m, Metric): raise TypeError(f"{m!r} is no metric; give a function of predictions and targets, or a `Metric`.")
     return m if isinstance(m, Metric) else AvgMetric(m)
 
