@@ -544,26 +544,39 @@ def _there(self:DataLoader, chunks, seed):
     live = deque(pool.submit(self.job, o, seed) for o in itertools.islice(todo, self.n_workers*self.prefetch))
     try:
         while live:
-            b = pool.result(live.popleft(), self.timeout, pin)
+            with _one_thread(): b = pool.result(live.popleft(), self.timeout, pin)
             live.extend(pool.submit(self.job, o, seed) for o in itertools.islice(todo, 1))
             yield b
     finally:
         for o in live: pool.drop(o)
+
+# %% ../nbs/01c_loader.ipynb #e75fce36
+@contextmanager
+def _one_thread(wanted=True):
+    "torch's CPU operations on one thread, for the length of a block"
+    n = torch.get_num_threads()
+    if wanted: torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(n)
 
 # %% ../nbs/01c_loader.ipynb #a112694b
 @patch
 def _after(self:DataLoader, b):
     "Batch `b` on the device, after the transforms that apply"
     if self.device is not None: b = to_device(b, self.device, non_blocking=True)
-    for f in self.after_batch:
-        if getattr(f, 'split_idx', None) in (None,self.split_idx): b = f(b)
+    with _one_thread(self._by_workers()):
+        for f in self.after_batch:
+            if getattr(f, 'split_idx', None) in (None,self.split_idx): b = f(b)
     return b
+
+@patch
+def _by_workers(self:DataLoader): return self.n_workers and not self.job.at_hand()
 
 @patch
 def _batches(self:DataLoader, chunks):
     "A batch, and what was left out of it, for each of `chunks`"
     seed = self._item_seed()
-    if self.n_workers and not self.job.at_hand(): return self._there(chunks, seed)
+    if self._by_workers(): return self._there(chunks, seed)
     return (self._here(o, seed, self.job) for o in chunks)
 
 # %% ../nbs/01c_loader.ipynb #89a6132a
