@@ -664,6 +664,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'scratchai.loader._is_random': ('loader.html#_is_random', 'scratchai/loader.py'),
                                   'scratchai.loader._no_pin': ('loader.html#_no_pin', 'scratchai/loader.py'),
                                   'scratchai.loader._one_thread': ('loader.html#_one_thread', 'scratchai/loader.py'),
+                                  'scratchai.loader._own_positions': ('loader.html#_own_positions', 'scratchai/loader.py'),
                                   'scratchai.loader._own_randomness': ('loader.html#_own_randomness', 'scratchai/loader.py'),
                                   'scratchai.loader._pack': ('loader.html#_pack', 'scratchai/loader.py'),
                                   'scratchai.loader._path': ('loader.html#_path', 'scratchai/loader.py'),

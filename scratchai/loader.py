@@ -6,7 +6,7 @@
 __all__ = ['collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'WorkerPool', 'DataLoader', 'verify_images']
 
 # %% ../nbs/01c_loader.ipynb #4c1f2d1c
-import atexit,copy,ctypes,gc,hashlib,io,itertools,multiprocessing as mp,os,pickle,queue,random,signal,threading,time,types,warnings,weakref
+import atexit,copy,ctypes,gc,hashlib,io,itertools,multiprocessing as mp,os,pickle,queue,random,signal,stat,sys,threading,time,types,warnings,weakref
 from collections import deque
 from concurrent.futures import BrokenExecutor,CancelledError,Executor,Future,TimeoutError as WaitedTooLong
 from contextlib import contextmanager,suppress
@@ -242,9 +242,24 @@ def _batch_bytes(job):
                 return sum(sizes)
     return 0
 
+# %% ../nbs/01c_loader.ipynb #5e1d0a02
+def _own_positions():
+    "Give this process a position of its own in each file that it only reads"
+    if not os.path.isdir('/dev/fd'): return # a system without fork
+    import fcntl
+    for fd in map(int, os.listdir('/dev/fd')):
+        with suppress(OSError):
+            if not stat.S_ISREG(os.fstat(fd).st_mode) or fcntl.fcntl(fd, fcntl.F_GETFL)&os.O_ACCMODE!=os.O_RDONLY: continue
+            again = fcntl.fcntl(fd, fcntl.F_GETPATH, bytes(1024)).rstrip(b'\0') if sys.platform=='darwin' else f'/proc/self/fd/{fd}'
+            new,at = os.open(again, os.O_RDONLY),os.lseek(fd, 0, os.SEEK_CUR)
+            os.dup2(new, fd, os.get_inheritable(fd))
+            os.lseek(fd, at, os.SEEK_SET)
+            os.close(new)
+
 # %% ../nbs/01c_loader.ipynb #7669680c
 _worker = {}
 def _start_worker(jobs, mem):
+    _own_positions()
     gc.freeze() # keeps the collector from writing to memory that is shared with the parent
     _worker.update(jobs=jobs, mem=None if mem is None else np.frombuffer(mem, dtype=np.uint8))
 
