@@ -99,7 +99,8 @@ def _event_methods(cb):
 def _warn_old(cb):
     "A deprecation warning for each `begin_` method, at the line of its definition"
     for o in dict.fromkeys([*dir(type(cb)), *vars(cb)]):
-        f = getattr(inspect.unwrap(getattr(cb, o)), '__code__', None) if o.startswith('begin_') else None
+        f = getattr(cb, o) if o.startswith('begin_') else None
+        f = getattr(inspect.unwrap(getattr(f, 'func', f)), '__code__', None)
         if f: warnings.warn_explicit(f"`{o}` is called `{_meant(o)}` today.", DeprecationWarning, f.co_filename, f.co_firstlineno, type(cb).__module__)
 
 # %% ../nbs/07_learner.ipynb #eee69202
@@ -126,7 +127,7 @@ class Callback(_Through):
     def __init__(self,
         **kwargs, # Functions of the callback by event, `Callback(after_epoch=f)`
     ):
-        for k,f in kwargs.items(): setattr(self, k, MethodType(f, self))
+        for k,f in kwargs.items(): setattr(self, k, partial(f, self))
 
     learner = property(lambda self: self.learn, doc="The same as `learn`")
     name = property(lambda self: class2attr(self, 'Callback'), doc="The class's name in snake case, without 'Callback'")
@@ -550,8 +551,14 @@ def find_bs(
     b, # A batch: any nest of tensors
 )->int: # Items in it
     "The length of the first tensor in a batch"
-    while isinstance(b, (tuple,list,dict,L)): b = first(b.values() if isinstance(b, dict) else b)
-    return len(b) if getattr(b, 'ndim', 1) else 1
+    outer = o = b
+    while isinstance(o, (tuple,list,dict,L)): outer,o = o,first(o.values() if isinstance(o, dict) else o)
+    if not hasattr(o, 'ndim'): o = first(_tensors(b)) # a text or a number came first
+    return len(outer) if o is None else len(o) if o.ndim else 1
+
+def _tensors(b):
+    if isinstance(b, Tensor): yield b
+    for o in b.values() if isinstance(b, dict) else b if isinstance(b, (tuple,list,L)) else (): yield from _tensors(o)
 
 def _bs(learn): return find_bs(learn.yb or learn.xb)
 
@@ -575,9 +582,9 @@ def synth_learner(
 # %% ../nbs/07_learner.ipynb #422cb351
 class TrainEvalCallback(Callback):
     "Brings the model to its device and into training or evaluation mode, and counts"
-    order,run_valid,mode = -10,False,None
+    order,run_valid,modes = -10,False,()
     def before_fit(self):
-        self.mode,dev = self.model.training,getattr(self.dls, 'device', None)
+        self.modes,dev = [(o,o.training) for o in self.model.modules()],getattr(self.dls, 'device', None)
         for o in (self.model,self.loss_func): o.to(dev) if dev is not None and hasattr(o, 'to') else None
         if hasattr(self.model, 'reset'): self.model.reset()
 
@@ -589,13 +596,15 @@ class TrainEvalCallback(Callback):
         learn = self.learn
         learn.train_iter += 1
         learn.pct_train = (learn.epoch + (learn.iter+1)/learn.n_iter)/learn.n_epoch
+        if not learn.yb: warnings.warn("Nothing is trained on a batch without targets; a batch is a tuple, inputs first, then targets.")
 
     def before_validate(self): self.model.eval()
 
 # %% ../nbs/07_learner.ipynb #b2ef2b61
 @patch
 def cleanup_fit(self:TrainEvalCallback):
-    if not self.fitting and self.mode is not None: self.model.train(self.mode)
+    for m,mode in () if self.fitting else self.modes: m.training = mode
+    self.modes = ()
 
 # %% ../nbs/07_learner.ipynb #e0280150
 class Metric:
@@ -966,7 +975,7 @@ class _Text(str):
 def _shape(o): return tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__
 def _forward_shapes(model, xb):
     "`(layer, shape of its output)` for each layer without layers of its own, as they run"
-    res,leaves = [],[m for m in model.modules() if not first(m.children())]
+    res,leaves = [],[m for m in model.modules() if first(m.children()) is None]
     with ExitStack() as stack, torch.no_grad():
         for m in leaves: stack.callback(m.register_forward_hook(lambda m,i,o: res.append((m, _shape(o)))).remove)
         for m in model.modules(): stack.callback(setattr, m, 'training', m.training)
@@ -988,7 +997,8 @@ def _layer_rows(model, xb):
 
 # %% ../nbs/07_learner.ipynb #f889de02
 def _first_batch(learn):
-    b = first(learn.dls.train)
+    dl = learn.dls.train
+    with torch.random.fork_rng(devices=[], enabled=not hasattr(dl, 'one_batch')): b = dl.one_batch() if hasattr(dl, 'one_batch') else first(dl)
     if b is None: raise ValueError("The training set has no batches, and without one `summary` cannot tell the shapes.")
     return _split(learn.dls, to_device(b, _device(learn)))
 
