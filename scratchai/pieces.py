@@ -34,15 +34,23 @@ def _check_groups(groups):
         if not g: raise ValueError(f"Parameter group {i} of {len(groups)} is empty: leave it out, or give it a parameter.")
         for p in g:
             if not isinstance(p, Tensor): raise TypeError(f"Parameter group {i} has a {type(p).__name__} in it, where a tensor should be.")
+            if not (p.is_leaf or p.retains_grad): raise ValueError(f"A tensor of shape {tuple(p.shape)} in group {i} was computed from others and gets no gradient: give the parameters themselves.")
             if id(p) in seen: raise ValueError(f"A parameter of shape {tuple(p.shape)} is in group {seen[id(p)]} and again in group {i}.")
             seen[id(p)] = i
     return groups
 
+# %% ../nbs/05b_pieces.ipynb #5f254e60
+def _group(o):
+    if isinstance(o, (Tensor,dict)) or not isinstance(o, Iterable):
+        raise TypeError(f"Several parameter groups are a list of lists, and this one has a {type(o).__name__} in it; what differs between groups goes apart, as in `lr=[1e-3, 1e-2]`.")
+    return L(list(o))
+
 def _to_groups(params):
-    if not isinstance(params, (Tensor,Iterable)): raise TypeError(f"Parameters should be a list or a generator; for a model, give its `.parameters()`. This is a {type(params).__name__}.")
+    if hasattr(params, 'parameters') or not isinstance(params, (Tensor,Iterable)):
+        raise TypeError(f"Parameters should be a list or a generator; for a model, give its `.parameters()`. This is a {type(params).__name__}.")
     params = [params] if isinstance(params, Tensor) else list(params)
     flat = all(isinstance(o, Tensor) for o in params)
-    return _check_groups(L([L(params)]) if flat else L(L(list(o)) for o in params))
+    return _check_groups(L([L(params)]) if flat else L(map(_group, params)))
 
 # %% ../nbs/05b_pieces.ipynb #5f536de1
 def _spread(k, v, n):
