@@ -944,7 +944,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'scratchai.pieces._BaseOptimizer.zero_grad': ( 'pieces.html#_baseoptimizer.zero_grad',
                                                                                  'scratchai/pieces.py'),
                                   'scratchai.pieces._check_groups': ('pieces.html#_check_groups', 'scratchai/pieces.py'),
-                                  'scratchai.pieces._check_lr': ('pieces.html#_check_lr', 'scratchai/pieces.py'),
+                                  'scratchai.pieces._check_hyper': ('pieces.html#_check_hyper', 'scratchai/pieces.py'),
                                   'scratchai.pieces._decay': ('pieces.html#_decay', 'scratchai/pieces.py'),
                                   'scratchai.pieces._defaults': ('pieces.html#_defaults', 'scratchai/pieces.py'),
                                   'scratchai.pieces._group': ('pieces.html#_group', 'scratchai/pieces.py'),

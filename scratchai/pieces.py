@@ -63,8 +63,9 @@ def _spread(k, v, n):
     if len(v)!=n: raise ValueError(f"`{k}` was given {len(v)} values, and there are {n} parameter groups.")
     return [o.item() if isinstance(o, (Tensor,np.generic)) else o for o in v]
 
-def _check_lr(k, v):
+def _check_hyper(k, v):
     if k=='lr' and not (isinstance(v, Real) and 0<=v<math.inf): raise ValueError(f"The learning rate must be a number, 0 or more; it is {v!r}.")
+    if isinstance(v, float) and math.isnan(v): raise ValueError(f"`{k}` was given `nan`, which is not a number.")
     return float(v) if k=='lr' else v
 
 # %% ../nbs/05b_pieces.ipynb #281eccf0
@@ -75,10 +76,11 @@ def _defaults(cb):
 def _name(cb): return getattr(_piece(cb), '__name__', str(cb)) + (str(cb.keywords) if isinstance(cb, partial) else '')
 
 # %% ../nbs/05b_pieces.ipynb #7c1d421f
+_states = {*'step grad_avg sqr_avg mu mu_next mu_prod slow do_wd'.split()}
 def _knows(cb):
-    "The names that a piece takes by keyword"
+    "The hyper-parameters that a piece takes by keyword"
     ps = list(inspect.signature(_piece(cb)).parameters.values())[1:]
-    return {o.name for o in ps if o.kind!=o.VAR_KEYWORD} | {*_defaults(cb)}
+    return {o.name for o in ps if o.kind!=o.VAR_KEYWORD} - _states | {*_defaults(cb)}
 
 # %% ../nbs/05b_pieces.ipynb #66d59a4f
 class _BaseOptimizer:
@@ -89,7 +91,7 @@ class _BaseOptimizer:
 
     def set_hyper(self, k, v):
         "Set hyper-parameter `k` to a value, a list with one a group, `slice(first, last)` or `slice(last)`"
-        self._put(k, [_check_lr(k, o) for o in _spread(k, v, len(self.param_lists))])
+        self._put(k, [_check_hyper(k, o) for o in _spread(k, v, len(self.param_lists))])
 
     def set_names(self, named_params):
         "Learn the names of parameters from `(name, parameter)` pairs, so that state is saved by name"
@@ -121,6 +123,8 @@ class Optimizer(_BaseOptimizer):
         self.hypers,self.names,self.frozen_idx = L({} for _ in self.param_lists),{},0
         self.set_hypers(**merge(*self.cbs.map(_defaults), defaults))
 
+        if any(p.is_complex() for p in self.param_lists.concat()): raise TypeError("Pieces work on real numbers, and a parameter is complex: let `torch.view_as_complex` make it of a real one, or take `OptimWrapper`.")
+
     def _has(self, k): return any(k in _knows(cb) for cb in self.cbs)
     def _put(self, k, vs):
         if not self._has(k):
@@ -134,8 +138,10 @@ class Optimizer(_BaseOptimizer):
 # %% ../nbs/05b_pieces.ipynb #1ab77841
 def _run_piece(cb, p, state, hyper):
     new = cb(p, **{**state, **hyper})
-    if new is None or isinstance(new, dict): return new or {}
-    raise TypeError(f"The piece `{_name(cb)}` returned a {type(new).__name__}; it may return a dict of new state, or None.")
+    if new is None: return {}
+    if not isinstance(new, dict): raise TypeError(f"The piece `{_name(cb)}` returned a {type(new).__name__}; it may return a dict of new state, or None.")
+    if both := new.keys() & hyper.keys(): raise ValueError(f"The piece `{_name(cb)}` returned `{min(both)}`, which is a hyper-parameter here: its state needs another name.")
+    return new
 
 @patch
 @torch.no_grad()
