@@ -16,6 +16,10 @@ from .learner import _fname
 from .losses import *
 
 # %% ../nbs/07b_metrics.ipynb #de920d9f
+def _check_same(pred, targ, name):
+    if pred.shape!=targ.shape: raise ValueError(f"`{name}` compares tensors of one shape, got {tuple(pred.shape)} and {tuple(targ.shape)}.")
+
+# %% ../nbs/07b_metrics.ipynb #f9112688
 def error_rate(
     pred:Tensor, # Logits or probabilities, `(bs, c)`
     targ:Tensor, # Class indices, `(bs,)`
@@ -31,6 +35,7 @@ def top_k_accuracy(
     axis:int=-1, # The dimension of the classes
 )->Tensor: # A scalar from 0 to 1
     "Share of the items whose target is among the `k` largest predictions"
+    _check_same(pred.movedim(axis, 0)[0], targ, 'top_k_accuracy')
     return (pred.topk(k, dim=axis).indices==targ.unsqueeze(axis)).any(axis).float().mean()
 
 # %% ../nbs/07b_metrics.ipynb #e4c24c2f
@@ -41,6 +46,7 @@ def accuracy_multi(
     sigmoid:bool=True, # Turn logits into probabilities?
 )->Tensor: # A scalar from 0 to 1
     "Share of all yes-or-no answers that are right"
+    _check_same(pred, targ, 'accuracy_multi')
     return (((pred.sigmoid() if sigmoid else pred)>thresh)==targ.bool()).float().mean()
 
 def mae(
@@ -48,7 +54,7 @@ def mae(
     targ:Tensor, # The same shape
 )->Tensor: # A scalar
     "Mean absolute error"
-    if pred.shape!=targ.shape: raise ValueError(f"`mae` compares tensors of one shape, got {tuple(pred.shape)} and {tuple(targ.shape)}.")
+    _check_same(pred, targ, 'mae')
     return (pred-targ).abs().mean()
 
 # %% ../nbs/07b_metrics.ipynb #a138f888
@@ -89,12 +95,15 @@ def _act(self:AccumMetric, pred):
     dim,act = self.dim_argmax,self.activation.lower()
     if act=='sigmoid': pred = pred.sigmoid()
     elif act in ('softmax','binarysoftmax'): pred = _probs(pred, ifnone(dim, -1))
-    elif dim is not None: pred = pred.argmax(dim)
+    elif dim is not None: pred = _best(pred, dim)
     if act=='binarysoftmax' and pred.ndim>1: pred = pred[:,-1]
     return pred if self.thresh is None else pred>=self.thresh
 
-def _probs(pred, dim): return pred.sigmoid() if pred.ndim==1 or pred.shape[dim]==1 else pred.softmax(dim)
+def _single(pred, dim): return pred.ndim==1 or pred.shape[dim]==1
+def _probs(pred, dim): return pred.sigmoid() if _single(pred, dim) else pred.softmax(dim)
+def _best(pred, dim): return (pred>0).long() if _single(pred, dim) else pred.argmax(dim)
 
+# %% ../nbs/07b_metrics.ipynb #ac18d2f2
 @patch(as_prop=True)
 def value(self:AccumMetric):
     if not self.preds: return None
@@ -163,8 +172,9 @@ def _add(self:ConfusionMetric, pred, targ):
     c = pred.shape[self.axis]
     best,c = (pred.argmax(self.axis),c) if c>1 else ((pred.squeeze(self.axis)>0).long(),2)
     if self.conf is None: self.conf = torch.zeros(c*c+1, dtype=torch.long, device=pred.device)
-    targ = targ.flatten().long()
-    pairs = torch.where((targ<0)|(targ>=c), c*c, targ*c + best.flatten())
+    best,targ = best.flatten(),targ.flatten()
+    _check_same(best, targ, self.name)
+    pairs = torch.where((targ<0)|(targ>=c)|(targ!=targ.long()), c*c, targ.long()*c + best)
     self.conf.index_add_(0, pairs, torch.ones_like(pairs))
 
 @patch
@@ -214,18 +224,21 @@ class F1Score(ConfusionMetric):
 def roc_auc(
     score:Tensor, # The higher, the more positive, `(n,)`
     targ:Tensor, # Is it positive? `(n,)`
-)->Tensor: # From 0 to 1; NaN if there are no positives or no negatives
+)->Tensor: # From 0 to 1; NaN if there are no positives, or no negatives, or a score is NaN
     "Area under the ROC curve: the probability that a positive item scores above a negative one"
     _,inv,n = score.unique(return_inverse=True, return_counts=True)
     rank = (n.cumsum(0)-(n-1)/2)[inv]
     pos = targ.bool()
     n_pos,n_neg = pos.sum().double(),(~pos).sum().double()
-    return ((rank.double()[pos].sum() - n_pos*(n_pos+1)/2)/(n_pos*n_neg)).float()
+    auc = ((rank.double()[pos].sum() - n_pos*(n_pos+1)/2)/(n_pos*n_neg)).float()
+    return auc.where(~score.isnan().any(), torch.nan)
 
 # %% ../nbs/07b_metrics.ipynb #773735d0
-def _auc(pred, targ, average='macro'):
-    "Mean area over classes, each against the rest; `pred`: `(n, c)`"
-    if pred.ndim==1 or pred.shape[1]<=2: return roc_auc(pred if pred.ndim==1 else pred[:,-1], targ.flatten())
+def _auc(pred, targ, axis=-1, average='macro'):
+    "Mean area over classes, each against the rest"
+    pred,targ = pred[:,None] if pred.ndim==1 else pred.movedim(axis, -1).flatten(0, -2),targ.flatten() # (n, c) and (n,)
+    _check_same(pred[:,0], targ, 'roc_auc_score')
+    if pred.shape[1]<=2: return roc_auc(pred[:,-1], targ)
     aucs = torch.stack([roc_auc(pred[:,i], targ==i) for i in range(pred.shape[1])])
     n = torch.stack([(targ==i).sum() for i in range(pred.shape[1])])
     return aucs.mean() if average=='macro' else (aucs*n).sum()/n.sum()
@@ -237,7 +250,7 @@ def RocAuc(
 )->AccumMetric: # For a learner
     "Area under the ROC curve; for several classes, of each against the rest"
     _check_average(average, 'macro', 'weighted')
-    return AccumMetric(_auc, dim_argmax=axis, activation='softmax', flatten=False, name='roc_auc_score', average=average)
+    return AccumMetric(_auc, dim_argmax=axis, activation='softmax', flatten=False, name='roc_auc_score', axis=axis, average=average)
 
 # %% ../nbs/07b_metrics.ipynb #f7e48a68
 def _r2(pred, targ): return 1 - (targ-pred).square().sum()/(targ-targ.float().mean()).square().sum()
