@@ -165,7 +165,12 @@ def layer_stats(self:ActivationStats,
     idx:int, # Number of the layer
 )->L: # Three lists, with a number for each batch
     "`mean`, `std` and `near_zero` of a layer"
-    return L(torch.stack([o[idx]['stats'] for o in self.stats]).T.tolist())
+    return L(self._stacked(idx, 'stats').tolist())
+
+@patch
+def _stacked(self:ActivationStats, idx, k):
+    if not getattr(self, 'stats', None): raise ValueError('No batch was recorded yet: `fit` with this callback first.')
+    return torch.stack([o[idx][k] for o in self.stats]).T
 
 # %% ../nbs/09c_hook.ipynb #d82bfed0
 @patch
@@ -174,7 +179,7 @@ def hist(self:ActivationStats,
 )->Tensor: # Logarithms of the counts, `(bins, batches)`
     "Histograms of the absolute outputs of a layer"
     if not self.with_hist: raise ValueError('No histograms were kept: use `ActivationStats(with_hist=True)`.')
-    return torch.stack([o[idx]['hist'] for o in self.stats]).T.float().log1p().cpu()
+    return self._stacked(idx, 'hist').float().log1p().cpu()
 
 # %% ../nbs/09c_hook.ipynb #06e5e669
 @patch
