@@ -32,7 +32,7 @@ class TerminateOnNaNCallback(Callback):
         raise CancelFitException
 
 # %% ../nbs/09_tracker.ipynb #2b8a909a
-_down = 'loss','error','mse','mae','perplexity'
+_down = 'loss error mse msle mae mape nll perplexity deviance distance divergence brier'.split()
 
 class TrackerCallback(Callback):
     "Follows one number of the epochs' rows: `best` so far, and whether it is a `new_best`"
@@ -265,7 +265,7 @@ class CSVLogger(Callback):
         if not self.run: return
         self.file,names = self.path/self.fname,list(self.recorder.metric_names)
         if self.append and self.file.exists() and self.file.stat().st_size:
-            have = first(csv.reader(self.file.read_text().splitlines()[:1]))
+            have = first(csv.reader(self.file.read_text('utf8').splitlines()[:1]))
             if have!=names: raise ValueError(f'{self.file} has the columns {have}; those of this training, {names}, cannot be appended to it.')
             self._end_line()
         else: self._write(names, 'w')
@@ -274,7 +274,7 @@ class CSVLogger(Callback):
 @patch
 def _write(self:CSVLogger, row, mode='a'):
     self.file.parent.mkdir(parents=True, exist_ok=True)
-    with self.file.open(mode, newline='') as f:
+    with self.file.open(mode, newline='', encoding='utf8') as f:
         csv.writer(f).writerow(['' if o is None else o for o in row])
         f.flush()
         os.fsync(f.fileno())
@@ -285,14 +285,16 @@ def after_epoch(self:CSVLogger): self._write(list(self.history[-1].values())[:le
 @patch
 def read_log(self:CSVLogger)->L: # A dict for each epoch; numbers where there are numbers
     "The table, read back from the file"
-    def _num(o): return None if o=='' else float(o) if '.' in o or not o.lstrip('-').isdigit() else int(o)
-    with self.file.open(newline='') as f: return L({k:_num(v) for k,v in r.items()} for r in csv.DictReader(f))
+    def _num(o):
+        try: return None if o=='' else int(o) if o.lstrip('-').isdigit() else float(o)
+        except ValueError: return o
+    with self.file.open(newline='', encoding='utf8') as f: return L({k:_num(v) for k,v in r.items()} for r in csv.DictReader(f))
 
 # %% ../nbs/09_tracker.ipynb #a4894f0c
 @patch
 def _end_line(self:CSVLogger):
-    if self.file.read_text().endswith('\n'): return
-    with self.file.open('a') as f: f.write('\n')
+    if self.file.read_text('utf8').endswith('\n'): return
+    with self.file.open('a', encoding='utf8') as f: f.write('\n')
 
 # %% ../nbs/09_tracker.ipynb #23f28864
 class ShowGraphCallback(Callback):
