@@ -244,14 +244,15 @@ def _batch_bytes(job):
 
 # %% ../nbs/01c_loader.ipynb #5e1d0a02
 def _own_positions():
-    "Give this process a position of its own in each file that it only reads"
+    "Give this process a position of its own in each file that it may read; the standard streams keep theirs"
     if not os.path.isdir('/dev/fd'): return # a system without fork
     import fcntl
     for fd in map(int, os.listdir('/dev/fd')):
         with suppress(OSError):
-            if not stat.S_ISREG(os.fstat(fd).st_mode) or fcntl.fcntl(fd, fcntl.F_GETFL)&os.O_ACCMODE!=os.O_RDONLY: continue
+            flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+            if fd<3 or not stat.S_ISREG(os.fstat(fd).st_mode) or flags&os.O_ACCMODE==os.O_WRONLY: continue
             again = fcntl.fcntl(fd, fcntl.F_GETPATH, bytes(1024)).rstrip(b'\0') if sys.platform=='darwin' else f'/proc/self/fd/{fd}'
-            new,at = os.open(again, os.O_RDONLY),os.lseek(fd, 0, os.SEEK_CUR)
+            new,at = os.open(again, flags&(os.O_ACCMODE|os.O_APPEND)),os.lseek(fd, 0, os.SEEK_CUR)
             os.dup2(new, fd, os.get_inheritable(fd))
             os.lseek(fd, at, os.SEEK_SET)
             os.close(new)
