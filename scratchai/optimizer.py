@@ -132,7 +132,17 @@ def step(self:Optimizer):
     "Run the pieces: marked ones on lists of parameters, others on one at a time"
     for is_multi,cbs in itertools.groupby(self.cbs, _is_multi):
         cbs,run = list(cbs),self._run_multi if is_multi else self._run_single
-        for ps,states,hyper in self._batches(): run(cbs, ps, states, hyper)
+        for ps,states,hyper in self._batches():
+            try: run(cbs, ps, states, hyper)
+            except RuntimeError as e: raise self._explained(e, ps)
+
+# %% ../nbs/06_optimizer.ipynb #6c3ea91b
+@patch
+def _explained(self:Optimizer, e, ps):
+    "What lies behind the error `e` in a step of `ps`"
+    sparse = [f'`{self.names[p]}`' if p in self.names else f'of shape {tuple(p.shape)}' for p in ps if p.grad is not None and p.grad.is_sparse]
+    if not sparse: return e
+    return TypeError(f'The gradient of the parameter {sparse[0]} is sparse, which a piece of this optimizer cannot take: make the embedding with `sparse=False`, or train it by `SGD` without L2.')
 
 # %% ../nbs/06_optimizer.ipynb #f7fb2bdc
 class _Tape:
@@ -203,7 +213,7 @@ extern "C" void step(int64_t cores, int64_t k, const int64_t* n, {T}** t, const 
 # %% ../nbs/06_optimizer.ipynb #3969416a
 def _build(source):
     "The function `step` of some C++, compiled for this machine"
-    cmd = [*shlex.split(os.environ.get('CXX', 'g++')), '-O3', '-march=native', '-fno-math-errno', '-shared', '-fPIC', 'step.cpp', '-o', 'step.so']
+    cmd = [*shlex.split(os.environ.get('CXX') or 'g++'), '-O3', '-march=native', '-fno-math-errno', '-shared', '-fPIC', 'step.cpp', '-o', 'step.so']
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'step.cpp').write_text(source)
         run = partial(subprocess.run, cwd=d, capture_output=True)
