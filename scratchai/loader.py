@@ -93,10 +93,13 @@ def _path(ds, i):
 # %% ../nbs/01c_loader.ipynb #5621f671
 class _Job:
     "Makes batches of one data set"
-    def __init__(self, ds, collate_fn=collate, skip_bad=False, bs=64): store_attr()
+    def __init__(self, ds, collate_fn=collate, skip_bad=False, bs=64):
+        store_attr()
+        self.held = []
+    def __reduce__(self): return _Job,(self.ds,self.collate_fn,self.skip_bad,self.bs)
     def item(self, i, seed):
         try:
-            if seed is not None: _reseed(_seed(*seed, i))
+            if seed is not None: _reseed(_seed(*seed, i), self.held)
             return self.ds[i]
         except Exception as e: raise ItemError(i, _path(self.ds, i), f'{type(e).__name__}: {e}') from e
     def at_hand(self):
@@ -143,18 +146,75 @@ def _seed(*parts):
     "A 63-bit number from numbers"
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), 'little')>>1
 
-def _reseed(s):
-    "Seed Python's, NumPy's and PyTorch's generators; `set_seed` without the GPU's"
+def _reseed(s, held=()):
+    "Seed Python's, NumPy's and PyTorch's generators, and those that are `held`; `set_seed` without the GPU's"
     random.seed(s)
     np.random.seed(s%2**32)
     torch.default_generator.manual_seed(s)
+    for k,g in enumerate(held): _set_state(g, _seeded(g, _seed(s, k)))
 
 @contextmanager
-def _own_randomness():
-    "What is drawn inside leaves the generators of this process where they were"
-    state = random.getstate(),np.random.get_state(),torch.get_rng_state()
+def _own_randomness(held=()):
+    "What is drawn inside leaves the generators of this process, and those that are `held`, where they were"
+    state = random.getstate(),np.random.get_state(),torch.get_rng_state(),[_state(g) for g in held]
     try: yield
-    finally: random.setstate(state[0]),np.random.set_state(state[1]),torch.set_rng_state(state[2])
+    finally:
+        random.setstate(state[0]),np.random.set_state(state[1]),torch.set_rng_state(state[2])
+        for g,s in zip(held, state[3]): _set_state(g, s)
+
+# %% ../nbs/01c_loader.ipynb #2cd25cc6
+_kinds = random.Random,np.random.RandomState,np.random.BitGenerator,torch.Generator
+_flat = str,bytes,int,float,complex,type(None),type,types.ModuleType,Tensor,np.ndarray,*_kinds
+
+def _uses(f):
+    "The globals, outer variables and default values that a function may use"
+    outer = [o.cell_contents for o in f.__closure__ or () if o!=types.CellType()] # an empty cell has no contents
+    return *(f.__globals__[o] for o in f.__code__.co_names if o in f.__globals__),*outer,*(f.__defaults__ or ())
+
+def _inside(o):
+    "What is kept in `o`: parts of a list or dict that is not long, attributes, or what a function uses"
+    if isinstance(o, (list,tuple,dict)): return () if len(o)>1000 else o.values() if isinstance(o, dict) else o
+    if isinstance(o, np.random.Generator): return o.bit_generator,
+    if isinstance(o, partial): return o.func,o.args,o.keywords
+    if isinstance(o, types.MethodType): return o.__self__,o.__func__
+    if isinstance(o, types.FunctionType): return _uses(o)
+    calls = [getattr(type(o), k, None) for k in ('__getitem__','__call__')]
+    return *getattr(o, '__dict__', {}).values(),*(f for f in calls if isinstance(f, types.FunctionType))
+
+# %% ../nbs/01c_loader.ipynb #a0bdd78d
+def _walk(o, most=2000, depth=6):
+    "`o` and what is in it, nearest first, until there are `most`"
+    res,seen,todo = [],set(),deque([(o,0)])
+    while todo and len(res)<most:
+        o,d = todo.popleft()
+        if id(o) in seen: continue
+        res.append(o)
+        if isinstance(o, _flat) or d==depth or getattr(type(o), '_shared', False): continue
+        seen.add(id(o))
+        with suppress(Exception): todo.extend([(v,d+1) for v in _inside(o)])
+    return res
+
+
+# %% ../nbs/01c_loader.ipynb #d5ac1b98
+def _held(ds): return [o for o in _walk(ds) if isinstance(o, _kinds) and not isinstance(o, random.SystemRandom)]
+
+@patch
+def find(self:_Job):
+    "Look for the generators that the data set holds"
+    self.held = _held(self.ds)
+    return self
+
+# %% ../nbs/01c_loader.ipynb #3420d8b8
+def _state(g): return g.state if isinstance(g, np.random.BitGenerator) else g.getstate() if isinstance(g, random.Random) else g.get_state()
+
+def _set_state(g, s):
+    if isinstance(g, np.random.BitGenerator): g.state = s
+    else: (g.setstate if isinstance(g, random.Random) else g.set_state)(s)
+
+def _seeded(g, s):
+    "The state that a generator of the kind of `g` has when it is seeded by `s`"
+    if isinstance(g, torch.Generator): return torch.Generator(g.device).manual_seed(s).get_state()
+    return _state((random.Random if isinstance(g, random.Random) else type(g))(s%2**32))
 
 # %% ../nbs/01c_loader.ipynb #532f12e4
 def _is_random(ds):
@@ -234,7 +294,7 @@ def _apart(ds, depth=2):
 
 def _batch_bytes(job):
     "Bytes of a batch of items like the first that can be read; 0 if none of three can"
-    with _own_randomness():
+    with _own_randomness(_held(job.ds)):
         for i in range(min(3, len(job.ds))):
             sizes = []
             with suppress(Exception):
@@ -262,7 +322,7 @@ _worker = {}
 def _start_worker(jobs, mem):
     _own_positions()
     gc.freeze() # keeps the collector from writing to memory that is shared with the parent
-    _worker.update(jobs=jobs, mem=None if mem is None else np.frombuffer(mem, dtype=np.uint8))
+    _worker.update(jobs=[o.find() for o in jobs], mem=None if mem is None else np.frombuffer(mem, dtype=np.uint8))
 
 def _work(k, idxs, seed, at, end):
     b,bad = _worker['jobs'][k].batch(idxs, seed)
@@ -375,7 +435,7 @@ _turn = threading.Lock()
 def _in_turn(job, idxs, seed):
     "A batch made by a thread"
     if seed is None: return job.batch(idxs, None)
-    with _turn, _own_randomness(): return job.batch(idxs, seed)
+    with _turn, _own_randomness(job.held): return job.batch(idxs, seed)
 
 # %% ../nbs/01c_loader.ipynb #56db8fa6
 @patch
@@ -487,7 +547,7 @@ class DataLoader:
 def __getitem__(self:DataLoader, i):
     "Batch `i` of the epoch, made in this process"
     if not isinstance(i, (int,np.integer)): raise TypeError(f'A loader gives one batch for a number, not for {i!r}: loop over it for several.')
-    b,bad = self._here(self.chunks(self.epoch)[i], self._item_seed(), self._job_apart())
+    b,bad = self._here(self.chunks(self.epoch)[i], self._item_seed(), self._job_apart().find())
     if b is None: raise bad[0]
     return self._after(b)
 
@@ -551,7 +611,7 @@ def _knowing_pool(self:DataLoader):
 def _here(self:DataLoader, idxs, seed, job):
     "A batch made in this process, whose generators it leaves alone"
     if seed is None: return job.batch(idxs, None)
-    with _own_randomness(): return job.batch(idxs, seed)
+    with _own_randomness(job.held): return job.batch(idxs, seed)
 
 @patch
 def _there(self:DataLoader, chunks, seed):
@@ -592,6 +652,7 @@ def _by_workers(self:DataLoader): return self.n_workers and not self.job.at_hand
 def _batches(self:DataLoader, chunks):
     "A batch, and what was left out of it, for each of `chunks`"
     seed = self._item_seed()
+    if seed: self.job.find()
     if self._by_workers(): return self._there(chunks, seed)
     return (self._here(o, seed, self.job) for o in chunks)
 
