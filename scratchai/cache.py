@@ -95,6 +95,7 @@ def _forget(fd, part, pid, os=os, suppress=suppress): # called when a program en
 # %% ../nbs/01d_cache.ipynb #a63cf361
 class Cache:
     "Pictures `(h, w, c)` in a file that processes share, and a byte for each: 0 missing, 1 there, 2 bad"
+    _shared = True # for the loader: workers see what changes in it
     def __init__(self,
         where, # 'memory', or a folder
         name:str, # Tells this cache from others in the folder

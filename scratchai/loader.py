@@ -356,36 +356,50 @@ class WorkerPool:
         return job in self.jobs
 
 # %% ../nbs/01c_loader.ipynb #6da6b2e9
-_not_ours = []
+_not_ours,_starting = [],threading.RLock() # several threads may iterate: one of them starts the workers
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_starting._at_fork_reinit)
 
 @patch
 def close(self:WorkerPool):
     "End the workers; the next task starts new ones"
-    if self.ex is None: return
-    if self.running(): self.end()
-    else: _not_ours.append(self.ex)
-    self.ex,self.mem,self.asked = None,None,set()
+    with _starting:
+        if self.ex is None: return
+        if self.running(): self.end()
+        else: _not_ours.append(self.ex)
+        self.ex,self.mem,self.asked = None,None,set()
 
 # %% ../nbs/01c_loader.ipynb #e0f99f0a
-def _attrs(ds): return len(ds),dict(getattr(ds, '__dict__', {}))
+def _mark(o):
+    "What is another after a tensor, an array, a list or a dict was written to"
+    if isinstance(o, Tensor): return None if o.is_inference() else o._version
+    if isinstance(o, (list,dict,set)): return len(o)
+    if not isinstance(o, np.ndarray) or o.nbytes>2**24 or o.dtype.hasobject: return None
+    own = o.base if isinstance(o.base, np.ndarray) else o
+    return hash(o.tobytes()) if own.flags.owndata else None # else a map, or memory that is shared
+
+def _marks(job):
+    "All that a job's work depends on, as it is now"
+    here = os.stat('.')
+    return [len(job.ds),here.st_dev,here.st_ino],[(o, _mark(o)) for o in (*_walk(job.ds),*_walk(job.collate_fn))]
 
 def _unchanged(a, b):
-    "Are two results of `_attrs` of one data set the same?"
-    (n,a),(m,b) = a,b
-    return n==m and a.keys()==b.keys() and all(v is b[k] or isinstance(v, (int,float,str)) and v==b[k] for k,v in a.items())
+    "Are two results of `_marks` the same?"
+    def same(v, w): return v is w or type(v)==type(w) and isinstance(v, (int,float,str,bytes)) and v==w
+    return a[0]==b[0] and len(a[1])==len(b[1]) and all(same(v, w) and m==n for (v,m),(w,n) in zip(a[1], b[1]))
 
+# %% ../nbs/01c_loader.ipynb #37f18654
 @patch
 def stale(self:WorkerPool, job):
     "Have the workers another state of the data set?"
     if not self.running() or self.context=='thread' or job not in self.jobs: return False
-    return not _unchanged(self.sent[self.jobs.index(job)], _attrs(job.ds))
+    return not _unchanged(self.sent[self.jobs.index(job)], _marks(job))
 
 # %% ../nbs/01c_loader.ipynb #72e6e09a
 @patch
 def start(self:WorkerPool):
     "Start the workers"
     self.close()
-    self.pid,self.sent = os.getpid(),[_attrs(o.ds) for o in self.jobs]
+    self.pid = os.getpid()
     if self.context=='thread': return self._thread_pool()
     if mp.current_process().daemon: raise LoaderError('This process is a daemon, which may not start others: use `n_workers=0` here.')
     if self.context!='fork': _check_importable([(o.ds,o.collate_fn) for o in self.jobs], self.context)
@@ -398,6 +412,7 @@ def _process_pool(self:WorkerPool, ctx):
     except OSError: self.mem,self.free = None,[] # no room to share: everything goes through the pipe
     self.ex = ProcessPoolExecutor(self.n_workers, mp_context=ctx, initializer=_start_worker, initargs=(self.jobs,self.mem))
     self.procs = self.ex._processes
+    self.sent = [_marks(o) for o in self.jobs] # after a look at the first items, which the data set may keep
     self.end = weakref.finalize(self, _stop, self.ex, self.procs, os.getpid())
 
 # %% ../nbs/01c_loader.ipynb #277e2778
@@ -442,8 +457,9 @@ def _in_turn(job, idxs, seed):
 def submit(self:WorkerPool, job, idxs, seed):
     "Have a batch made; gives back what `result` takes"
     try:
-        if not self.running(): self.start()
-        fs = self._ask(job, idxs, seed)
+        with _starting:
+            if not self.running(): self.start()
+            fs = self._ask(job, idxs, seed)
     except OSError as e: self._fail(f'no worker could be started ({e.strerror}): use fewer than {self.n_workers} workers, or raise the limit (`ulimit -n`, `ulimit -u`)', e)
     except BrokenExecutor as e: self._broken(e)
     self.asked.add(fs[0])
