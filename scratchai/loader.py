@@ -29,7 +29,7 @@ def collate(
     if isinstance(o, Tensor): return torch.stack(list(items))
     if isinstance(o, np.ndarray): return torch.stack([torch.as_tensor(o) for o in items])
     if isinstance(o, (int,float,np.number,np.bool_)): return torch.tensor(items)
-    if isinstance(o, dict): return {k: collate([o[k] for o in items]) for k in o}
+    if isinstance(o, dict): return _by_keys(items)
     if isinstance(o, (tuple,list)): return _by_parts(items)
     return list(items)
 
@@ -40,6 +40,12 @@ def _by_parts(items):
     if len(ns)>1: raise ValueError(f'lists of {", ".join(map(str, ns))} parts do not fit: pad them to one length, or give the loader a `collate_fn` that does')
     parts = [collate(o) for o in zip(*items)]
     return type(items[0])(*parts) if hasattr(items[0], '_fields') else tuple(parts)
+
+def _by_keys(items):
+    "Dicts to one dict of batches"
+    for o in items:
+        if o.keys()!=items[0].keys(): raise ValueError(f'dicts with keys {list(items[0])} and {list(o)} do not fit: give all the same keys, or give the loader a `collate_fn`')
+    return {k: collate([o[k] for o in items]) for k in items[0]}
 
 # %% ../nbs/01c_loader.ipynb #fcc96314
 def _watch(above):
@@ -225,24 +231,36 @@ def _is_random(ds):
 
 # %% ../nbs/01c_loader.ipynb #c1d95210
 class _Ref:
-    "Where the bytes of a tensor are: at `at` in shared memory, or here in `data`"
-    def __init__(self, at, data, dtype, shape): store_attr()
+    "Where the bytes of a tensor are: at `at` in shared memory, or here in `data`; `shape` is that of the axes as they lie there"
+    def __init__(self, at, data, dtype, shape, axes): store_attr()
     def get(self, mem, pin):
         res = torch.empty(self.shape, dtype=self.dtype, pin_memory=pin)
-        if not res.numel(): return res
         src = bytearray(self.data) if self.data is not None else mem
-        return res.copy_(torch.frombuffer(src, dtype=self.dtype, count=res.numel(), offset=self.at).view(self.shape))
+        if res.numel(): res.copy_(torch.frombuffer(src, dtype=self.dtype, count=res.numel(), offset=self.at).view(self.shape))
+        return res.permute([self.axes.index(i) for i in range(res.dim())])
 
+def _plain(o):
+    "Is `o` a tensor that is its bytes?"
+    return isinstance(o, Tensor) and o.layout==torch.strided and o.device.type!='meta' and not o.is_quantized
+
+def _axes(x):
+    "The axes of `x` as they lie in memory; in their own order if there are gaps"
+    res = sorted(range(x.dim()), key=x.stride, reverse=True)
+    return res if x.permute(res).is_contiguous() else list(range(x.dim()))
+
+# %% ../nbs/01c_loader.ipynb #bf1cce29
 def _pack(b, mem, at, end):
     "Batch `b` with a `_Ref` for each tensor, whose bytes go to `mem[at:end]` as long as there is room"
     def put(o):
         nonlocal at
-        if not isinstance(o, Tensor): return o
-        raw,start = o.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(),at
-        if at+raw.size>end: return _Ref(0, raw.tobytes(), o.dtype, o.shape)
+        if not _plain(o): return o
+        axes = _axes(o)
+        o = o.detach().cpu().permute(axes).resolve_conj().resolve_neg()
+        raw,start = o.contiguous().as_strided((o.numel(),), (1,)).view(torch.uint8).numpy(),at # the stride of one element may be any
+        if at+raw.size>end: return _Ref(0, raw.tobytes(), o.dtype, o.shape, axes)
         mem[at:at+raw.size] = raw
         at += -(-raw.size//64)*64
-        return _Ref(start, None, o.dtype, o.shape)
+        return _Ref(start, None, o.dtype, o.shape, axes)
     return apply(put, b)
 
 def _unpack(b, mem, pin=False): return apply(lambda o: o.get(mem, pin) if isinstance(o, _Ref) else o, b)
@@ -506,6 +524,8 @@ def result(self:WorkerPool, fs, timeout, pin):
     except WaitedTooLong as e: self._fail(f'no batch came within {timeout} seconds: is a worker stopped, or an item slow? If so, raise `timeout`', e)
     except BrokenExecutor as e: self._broken(e)
     except CancelledError: raise LoaderError(_ended) from None
+    except LoaderError: raise
+    except Exception as e: raise LoaderError(f'A batch could not be sent by its worker ({type(e).__name__}: {e}): let it be of tensors, arrays, numbers and text, or use `n_workers=0`.') from e
     finally: self.drop(fs)
 _ended = 'This epoch cannot go on: its workers were ended, by `close()` or by a fault, here or in a loader that shares them. A new iteration starts new ones.'
 
