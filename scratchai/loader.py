@@ -149,8 +149,8 @@ def shapes(self:_Job, items, idxs):
 
 # %% ../nbs/01c_loader.ipynb #d1d99c72
 def _seed(*parts):
-    "A 63-bit number from numbers"
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), 'little')>>1
+    "A 63-bit number from whole numbers, NumPy's and PyTorch's among them"
+    return int.from_bytes(hashlib.blake2b(repr(tuple(map(int, parts))).encode(), digest_size=8).digest(), 'little')>>1
 
 def _reseed(s, held=()):
     "Seed Python's, NumPy's and PyTorch's generators, and those that are `held`; `set_seed` without the GPU's"
@@ -607,7 +607,7 @@ def seed(self:DataLoader):
     return self._seed
 
 @patch(as_prop=True)
-def n_repeats(self:DataLoader): return int(self.rank>=self.world_size-(-len(self.ds)%self.world_size))
+def n_repeats(self:DataLoader): return int(self.rank>=self.world_size-(-len(self.ds)%self.world_size) and -(-len(self.ds)//self.world_size)<=len(self)*self.bs)
 
 @patch
 def order(self:DataLoader, epoch:int)->Tensor:
