@@ -182,7 +182,7 @@ def _record(cbs, state, hyper):
 # %% ../nbs/06_optimizer.ipynb #68a6f2c5
 _c_ops = dict(add='{0} + {alpha}*{1}', sub='{0} - {alpha}*{1}', rsub='{1} - {0}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}',
     abs='std::fabs({0})', sqrt='std::sqrt({0})', sign='({0}>0) - ({0}<0)', maximum='{0}>{1} || {0}!={0} ? {0} : {1}', minimum='{0}<{1} || {0}!={0} ? {0} : {1}',
-    lerp='{0} + {2}*({1}-{0})', addcmul='{0} + {value}*{1}*{2}', addcdiv='{0} + {value}*{1}/{2}', copy='{1}', clone='{0}')
+    lerp='{2}<0.5 ? {0} + {2}*({1}-{0}) : {1} - (1-{2})*({1}-{0})', addcmul='{0} + {value}*{1}*{2}', addcdiv='{0} + {value}*{1}/{2}', copy='{1}', clone='{0}')
 def _c_name(name): return _foreach_names.get(name, name.rstrip('_'))
 
 def _c_lines(ops, names, T):
@@ -229,7 +229,7 @@ def _c_kernel(ops, names, dtype):
 
 # %% ../nbs/06_optimizer.ipynb #3503ac71
 _formulas = dict(add=lambda x,y,alpha=1: x+alpha*y, sub=lambda x,y,alpha=1: x-alpha*y, addcmul=lambda x,a,b,value=1: x+value*a*b,
-    addcdiv=lambda x,a,b,value=1: x+value*a/b, lerp=lambda x,y,w: x+w*(y-x), copy=lambda x,y: y)
+    addcdiv=lambda x,a,b,value=1: x+value*a/b, lerp=lambda x,y,w: torch.where(w<0.5, x+w*(y-x), y-(1-w)*(y-x)), copy=lambda x,y: y)
 
 def _formula(name, func):
     base = name[:-1] if _inplace(name) else name
@@ -245,22 +245,23 @@ def _play(ops, names, scalars, ts):
 # %% ../nbs/06_optimizer.ipynb #96d43a1d
 def _flat(t): return torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage(), t.storage_offset(), (t.numel(),))
 
-def _torch_kernel(ops, names, t, n=8):
+def _torch_kernel(ops, names, t, n_scalars, n=8):
     "A kernel by `torch.compile` that takes `n` tensors of each name at a time"
     def many(scalars, *tss):
         for ts in zip(*tss): _play(ops, names, scalars.unbind(), ts)
     many.__code__ = many.__code__.replace() # a copy: PyTorch gives up on code that it has compiled eight times
     f,dtype = torch.compile(many, dynamic=True, fullgraph=True),torch.promote_types(t.dtype, torch.float32)
+    fill = [[torch.zeros(4096+64*i, dtype=t.dtype, device=t.device) for i in range(n)] for _ in names]
     def kernel(scalars, tss):
         flats,scalars = [[_flat(o) for o in ts] for ts in tss],torch.tensor(scalars, dtype=dtype, device=t.device)
-        for i in range(0, len(tss[0]), n): f(scalars, *[ts[i:i+n] for ts in flats])
-    kernel([0.]*len(ops)*4, [[torch.zeros(4096+64*i, dtype=t.dtype, device=t.device) for i in range(n)] for _ in names])
+        for i in range(0, len(tss[0]), n): f(scalars, *[(ts[i:i+n]+o)[:n] for ts,o in zip(flats, fill)])
+    kernel([0.]*n_scalars, fill)
     return kernel
 
 # %% ../nbs/06_optimizer.ipynb #c04ba6bc
 def _whole(p, state):
     dense = p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last)
-    return dense and all((o.shape,o.stride(),o.dtype)==(p.shape,p.stride(),p.dtype) for o in (p.grad, *state.values()) if isinstance(o, Tensor))
+    return p.numel()>1 and dense and all((o.shape,o.stride(),o.dtype)==(p.shape,p.stride(),p.dtype) for o in (p.grad, *state.values()) if isinstance(o, Tensor))
 
 def _c_able(name, func, out, args, kwargs):
     return _c_name(name) in _c_ops and {k for k,_ in kwargs}<={'alpha','value'} and all(kind!='constant' for kind,_ in args)
@@ -272,10 +273,10 @@ def _check_shapeless(name, func, out, args, kwargs):
     if _c_name(name).strip('_') not in _shapeless and not (name=='norm' and len(args)==1 and not kwargs):
         raise NotImplementedError(f'what `{name}` does may depend on the shape of a tensor, or on its place in it')
 
-def _kernel(ops, names, t):
-    for o in ops: _check_shapeless(*o)
-    if t.device.type=='cpu' and t.dtype in (torch.float32,torch.float64) and all(_c_able(*o) for o in ops): return _c_kernel(ops, names, t.dtype)
-    return _torch_kernel(ops, names, t)
+def _kernel(tape, names, t):
+    for o in tape.ops: _check_shapeless(*o)
+    if t.device.type=='cpu' and t.dtype in (torch.float32,torch.float64) and all(_c_able(*o) for o in tape.ops): return _c_kernel(tape.ops, names, t.dtype)
+    return _torch_kernel(tape.ops, names, t, len(tape.scalars))
 
 # %% ../nbs/06_optimizer.ipynb #95b67c6d
 @patch
@@ -285,7 +286,7 @@ def _fused(self:Optimizer, cbs, p, state, hyper):
         tape,names,new = _record(cbs, state, hyper)
         if not tape.ops or any(isinstance(v, _Traced) and v.name!=k for k,v in new.items()): return None
         key = tuple(tape.ops),tuple(names),p.dtype,p.device
-        if key not in self.compiled: self.compiled[key] = _kernel(tape.ops, names, p)
+        if key not in self.compiled: self.compiled[key] = _kernel(tape, names, p)
     except Exception as e:
         self.compiled,why = None,' '.join(str(e).split())[:200]
         return warnings.warn(f'`compile` could not fuse this optimizer, which goes on without ({type(e).__name__}: {why}).')
