@@ -842,6 +842,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'scratchai/optimizer.py'),
                                      'scratchai.optimizer.OptimWrapper.hypers': ( 'optimizer.html#optimwrapper.hypers',
                                                                                   'scratchai/optimizer.py'),
+                                     'scratchai.optimizer.OptimWrapper.param_lists': ( 'optimizer.html#optimwrapper.param_lists',
+                                                                                       'scratchai/optimizer.py'),
                                      'scratchai.optimizer.OptimWrapper.set_hyper': ( 'optimizer.html#optimwrapper.set_hyper',
                                                                                      'scratchai/optimizer.py'),
                                      'scratchai.optimizer.OptimWrapper.step': ( 'optimizer.html#optimwrapper.step',

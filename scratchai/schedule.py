@@ -125,7 +125,7 @@ def _value(f, pos): return [_plain(g(pos)) for g in f] if is_listy(f) else _plai
 
 class ParamScheduler(Callback):
     "Set hyper-parameters before each training batch, every one by its own schedule"
-    order,run_valid = 60,False
+    order,run_valid,old = 60,False,()
     def __init__(self,
         scheds:dict, # Name of a hyper-parameter to its schedule, or to a list with a schedule for each group
     ):
@@ -147,8 +147,15 @@ def before_fit(self:ParamScheduler):
     for k,f in self.scheds.items():
         if k not in have: raise KeyError(f'This optimizer has no hyper-parameter {k!r} to schedule; it has: {", ".join(have)}.')
         if is_listy(f) and len(f)!=n: raise ValueError(f'{k!r} has {len(f)} schedules, and this optimizer has {n} group(s).')
+    self.old = [(k, [h[k] for h in self.opt.hypers]) for k in self.scheds]
     self.hps = {k:[] for k in self.scheds}
     if hasattr(self.learn, 'recorder'): self.recorder.hps.update(self.hps)
+
+# %% ../nbs/08_schedule.ipynb #1ee52b68
+@patch
+def cleanup_fit(self:ParamScheduler):
+    for k,v in self.old: self.opt.set_hyper(k, v)
+    self.old = ()
 
 # %% ../nbs/08_schedule.ipynb #cf59ab6b
 class _RateScheduler(ParamScheduler):
@@ -262,6 +269,7 @@ def fit_sgdr(self:Learner,
     start_epoch:int=0, # Epochs already done, of all cycles
 ):
     "Train with warm restarts, https://arxiv.org/abs/1608.03983"
+    if n_cycles<1 or cycle_len<=0 or cycle_mult<=0: raise ValueError(f'SGDR has at least one cycle, of some length: not {n_cycles} of {cycle_len} times {cycle_mult}.')
     lens = [cycle_len*cycle_mult**i for i in range(n_cycles)]
     if sum(lens)!=int(sum(lens)): raise ValueError(f'Cycles of {lens} epochs are {sum(lens)} in all, which is no whole number.')
     self.fit(int(sum(lens)), lr_max, wd, L(SGDR(lens))+L(cbs), reset_opt, start_epoch)
@@ -339,6 +347,21 @@ def _undo_container(o):
         (o.update if isinstance(o, (dict,set)) else o.extend)(old)
     return _back
 
+# %% ../nbs/08_schedule.ipynb #fd5fd937
+def _slots(o):
+    "The attributes of `o` that are in slots"
+    names = L(vars(c).get('__slots__') for c in type(o).__mro__).map(L).concat()
+    return {k:getattr(o, k) for k in names if k not in ('__dict__','__weakref__') and hasattr(o, k)}
+
+def _attrs(o): return {**getattr(o, '__dict__', {}), **_slots(o)}
+
+# %% ../nbs/08_schedule.ipynb #56078148
+def _undo_slots(o):
+    old = _slots(o)
+    def _back():
+        for k,v in old.items(): object.__setattr__(o, k, v)
+    return _back
+
 # %% ../nbs/08_schedule.ipynb #40adc1e5
 def _inside(o):
     "What to look at after `o`"
@@ -346,44 +369,57 @@ def _inside(o):
     if isinstance(o, partial): return [o.func, o.args, o.keywords]
     if isinstance(o, MethodType): return [o.__self__]
     items = list(o.values()) if isinstance(o, dict) else list(o) if isinstance(o, (list,tuple,set,deque)) else []
-    return items + ([vars(o)] if isinstance(o, (L,NS)) or hasattr(type(o), 'state_dict') or _own(o) else [])
+    if not (isinstance(o, (L,NS)) or hasattr(type(o), 'state_dict') or _own(o)): return items
+    return items + [getattr(o, '__dict__', {})] + list(_slots(o).values())
 
 _others = {*sys.stdlib_module_names, *'torch numpy matplotlib fastprogress IPython ipykernel PIL pandas tensorboard'.split()} - {'types'}
 def _own(o):
     "Is `o` an object with attributes, of a class that is no library's, and no data?"
-    data = isinstance(o, type) or hasattr(type(o), '__getitem__') or hasattr(type(o), '__iter__')
-    return hasattr(o, '__dict__') and not data and type(o).__module__.split('.')[0] not in _others
+    if isinstance(o, type) or type(o).__module__.split('.')[0] in _others: return False
+    return not _iterates(o) and bool(_attrs(o))
 
+def _iterates(o): return hasattr(type(o), '__getitem__') or hasattr(type(o), '__iter__')
+
+# %% ../nbs/08_schedule.ipynb #548ed95b
 def _undo(o):
     if isinstance(o, Tensor): return _undo_tensor(o)
     if isinstance(o, np.ndarray): return _undo_array(o)
     if isinstance(o, _gens): return _undo_gen(o)
-    return _undo_container(o) if isinstance(o, (dict,list,set,deque)) else noop
+    if isinstance(o, (dict,list,set,deque)): return _undo_container(o)
+    return _undo_slots(o) if _own(o) else noop
 
 # %% ../nbs/08_schedule.ipynb #8d9975a1
 def _undo_plain(o):
-    "How to put back the numbers, texts and `None`s among the attributes of `o`"
-    return partial(vars(o).update, {k:v for k,v in vars(o).items() if isinstance(v, (int,float,str,type(None)))})
+    "How to put back the plain ones among the attributes of `o`; `None` not in helpers, where it may be a file that is open by now"
+    kinds,own = (int,float,str,list,tuple,dict,set),_own(o)
+    old = {k:v for k,v in _attrs(o).items() if isinstance(v, kinds) or type(v) is object or (v is None and not own)}
+    def _back():
+        for k,v in old.items(): o.__dict__.update({k:v}) if k in getattr(o, '__dict__', ()) else object.__setattr__(o, k, v)
+    return _back
 
+# %% ../nbs/08_schedule.ipynb #15482430
+def _parts(o):
+    "The parts of `o`"
+    vals = [*_attrs(o).values(), *L(_attrs(o).get('after_batch'))]
+    return [v for v in vals if _attrs(v) and not isinstance(v, type) and (_holds_data(v) or _helps(v))]
+
+def _holds_data(o): return _iterates(o) and not hasattr(type(o), '__next__')
+def _helps(o): return _own(o) and type(o).__module__.split('.')[0]!='scratchai'
+
+# %% ../nbs/08_schedule.ipynb #21dba335
 def _data_parts(dls):
     "The loaders of `dls`, and what they are made of"
     res = [dls, getattr(dls, 'train', None), getattr(dls, 'valid', None), *(getattr(dls, 'loaders', None) or [])]
-    for o in list(res):
-        for k in ('ds','dataset','sampler','batch_sampler'): res.append(getattr(o, k, None))
-        res.extend(getattr(o, 'after_batch', None) or [])
-    return [o for o in res if hasattr(o, '__dict__')]
+    for _ in range(2): res += [v for o in res for v in _parts(o)]
+    return [o for o in {id(o):o for o in res}.values() if _attrs(o)]
 
-# %% ../nbs/08_schedule.ipynb #15482430
+# %% ../nbs/08_schedule.ipynb #188abfbd
 def _undo_rand(): return [partial(random.setstate, random.getstate()), partial(np.random.set_state, np.random.get_state())]
 def _torch_gens():
     if torch.cuda.is_available(): torch.cuda.init()
     return [torch.default_generator, *torch.cuda.default_generators]
 
-def _data_gens(data):
-    "The generators among the attributes of `data`, and of the objects there"
-    vals = [v for o in data for v in vars(o).values()]
-    vals += [v for o in vals if _own(o) and not isinstance(o, Learner) for v in vars(o).values()]
-    return [o for o in vals if isinstance(o, _gens)]
+def _data_gens(data): return [v for o in data for v in _attrs(o).values() if isinstance(v, _gens)]
 
 # %% ../nbs/08_schedule.ipynb #efd133fe
 def _walk(todo, seen):
@@ -399,7 +435,7 @@ def _snapshot(learn):
     "How to put back everything that can be reached from `learn`"
     data = _data_parts(learn.dls)
     todo = [learn, *_torch_gens(), *_data_gens(data)]
-    return [*map(_undo_plain, data), *_undo_rand(), *map(_undo, _walk(todo, {id(o):o for o in data}))]
+    return [*map(_undo_plain, data), *_undo_rand(), *map(_undo, _walk(todo, {id(o):o for o in data if o is learn.dls or _iterates(o)}))]
 
 # %% ../nbs/08_schedule.ipynb #3587ae1b
 @contextmanager
