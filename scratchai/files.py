@@ -34,14 +34,14 @@ from .core import *
 _suffixes = set('.jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .avif'.split())
 
 def _walk(path, recurse, folders):
-    "Names of the pictures below `path`; a link that leads back is not followed twice"
+    "Names of the pictures below `path`; a link that leads back up is not followed"
     def fail(e): raise PermissionError(f'The folder {e.filename} cannot be listed: {e.strerror}.') from e
-    seen = set()
+    above = {}
     for i,(root,ds,fs) in enumerate(os.walk(path, followlinks=True, onerror=fail)):
-        real = os.path.realpath(root)
-        ds[:] = [] if real in seen or not recurse else [d for d in ds if (d in folders if folders and i==0 else d[0]!='.')]
-        if real in seen or (folders and i==0): fs = []
-        seen.add(real)
+        real,up = os.path.realpath(root),above.get(os.path.dirname(root), ())
+        above[root] = *up,real
+        ds[:] = [] if real in up or not recurse else [d for d in ds if (d in folders if folders and i==0 else d[0]!='.')]
+        if real in up or (folders and i==0): fs = []
         yield from (os.path.join(root,f) for f in fs if f[0]!='.' and os.path.splitext(f)[1].lower() in _suffixes)
 
 # %% ../nbs/01b_files.ipynb #abc5c7f5
