@@ -236,7 +236,12 @@ URLs.known = {URLs.IMAGENETTE: (1557161267,'md5:fe2fc210e6bb7c5664d602c3cd71e612
 def _ask(url, start, tag, timeout):
     "A response with the bytes of `url` from `start`, or with all of them"
     rng = {'Range':f'bytes={start}-', 'If-Range':tag} if start else {}
-    return urlopen(Request(url, headers={'User-Agent':'scratchai', **rng}), timeout=timeout)
+    r = urlopen(Request(url, headers={'User-Agent':'scratchai', **rng}), timeout=timeout)
+    if not start or r.status!=206 or _is_from(r, start): return r
+    r.close()
+    return _ask(url, 0, '', timeout)
+
+def _is_from(r, start): return r.status==206 and (r.headers.get('Content-Range') or '').startswith(f'bytes {start}-')
 
 def _begun(url, part):
     "How many bytes of `url` are in `part`, and the server's tag for them"
@@ -247,7 +252,7 @@ def _begun(url, part):
 # %% ../nbs/01b_files.ipynb #ad73d8df
 def _write(r, url, part, start, progress):
     "Append what `r` brings to `part`; the number of bytes that there should be, or `None`"
-    if r.status!=206: start = 0
+    if not _is_from(r, start): start = 0
     todo = int(r.headers.get('Content-Length') or 0)
     part.with_suffix('.tag').write_text(f"{r.headers.get('ETag') or r.headers.get('Last-Modified') or ''}\n{url}")
     with part.open('ab' if start else 'wb') as f:
@@ -272,7 +277,7 @@ def _download(url, file, timeout, progress, tries=5):
     part,have = file.with_name(file.name+'.part'),-1
     for _ in range(tries):
         try: want,why = _append(url, part, timeout, progress),'the connection was cut'
-        except HTTPError as e: want,why = -1,f'the server answers {e.code} {e.reason}'
+        except HTTPError as e: want,why = -1,f'the server answers {e.code} {str(e.reason).partition(chr(10))[0]}'
         except (URLError,HTTPException,TimeoutError,ConnectionError) as e: want,why = -1,getattr(e, 'reason', e)
         except OSError as e: raise OSError(e.errno, f'{url} was not downloaded whole to {part}: {e.strerror}. Make room and call again, or set SCRATCHAI_HOME to a folder on another disk') from e
         had,have = have,part.stat().st_size if part.exists() else 0
@@ -318,6 +323,8 @@ def _untar(file, to):
         for m in t:
             _safe(m.name, file, m.isreg() or m.isdir())
             t.extract(m, to, filter='data')
+        t.fileobj.seek(t.offset)
+        if len(t.fileobj.read(512))<512: raise tarfile.ReadError('its end is missing') # cut between two members, it looks whole
         while t.fileobj.read(2**20): pass # the checksum of a compressed file is at its end
 
 def _unzip(file, to):
@@ -384,7 +391,7 @@ def _is_there(folder, source):
     "Is `folder` there, and from `source`?"
     if folder.exists() and not folder.is_dir(): raise FileExistsError(f'{folder} is a file, and no folder.')
     if not folder.is_dir() or not any(folder.iterdir()): return False
-    was = _note(folder).read_text() if _note(folder).exists() else source
+    was = os.fsdecode(_note(folder).read_bytes()) if _note(folder).exists() else source
     if not source or was==source: return True
     raise ValueError(f'{folder} was made from {was}, and not from {source}: name another `dest`, or replace it by `force_download=True`.')
 
@@ -397,15 +404,16 @@ def _discard(src, e=None):
 def _install(url, file, folder, size, digest, timeout, progress, force):
     "Bring `folder` into being, under the lock"
     for o in folder.parent.glob(f'.{glob.escape(folder.name)}.*.tmp'): shutil.rmtree(o, ignore_errors=True)
-    ours = _remote(url) and (force or not file.exists())
-    src = _download(url, file, timeout, progress) if ours else file
-    try:
-        _check(src, size, digest)
-        _extract(src, folder)
-    except ValueError as e:
-        if not ours: raise
-        _discard(src, e)
-    if ours: _discard(src)
+    if not _remote(url) or (file.exists() and not force): return _unpacked(file, folder, size, digest)
+    with _locked(cache_dir('archives', f'{file.name}.part.lock')):
+        src = _download(url, file, timeout, progress)
+        try: _unpacked(src, folder, size, digest)
+        except ValueError as e: _discard(src, e)
+        _discard(src)
+
+def _unpacked(src, folder, size, digest):
+    _check(src, size, digest)
+    _extract(src, folder)
 
 # %% ../nbs/01b_files.ipynb #fe95735a
 def untar_data(
@@ -424,8 +432,8 @@ def untar_data(
     if not force_download and _is_there(folder, source): return folder
     if not source: raise FileNotFoundError(f'There is no archive {file}.')
     for o in (folder.parent,cache_dir('archives')): o.mkdir(parents=True, exist_ok=True)
-    with _locked(cache_dir('archives', f'{folder.name}.lock')):
+    with _locked(cache_dir('archives', f'{folder.name}.folder.lock')):
         if not force_download and _is_there(folder, source): return folder
         _install(url, file, folder, ifnone(size, n), ifnone(digest, known), timeout, progress, force_download)
-        _note(folder).write_text(source)
+        _note(folder).write_bytes(os.fsencode(source))
     return folder
