@@ -99,6 +99,7 @@ def _act(self:AccumMetric, pred):
     if act=='binarysoftmax' and pred.ndim>1: pred = pred[:,-1]
     return pred if self.thresh is None else pred>=self.thresh
 
+# %% ../nbs/07b_metrics.ipynb #d1c71dc0
 def _single(pred, dim): return pred.ndim==1 or pred.shape[dim]==1
 def _probs(pred, dim): return pred.sigmoid() if _single(pred, dim) else pred.softmax(dim)
 def _best(pred, dim): return (pred>0).long() if _single(pred, dim) else pred.argmax(dim)
