@@ -18,6 +18,7 @@ from torch import Tensor
 from .core import *
 from .doodles import class_names
 from .files import *
+from .files import _listed
 from .loader import *
 from .cache import *
 
@@ -181,7 +182,7 @@ def _split(fns, labels, splits):
     "Positions that train and that validate; at least one each"
     if not fns: raise ValueError('There are no pictures to train with: the list of files is empty.')
     if len(labels)!=len(fns): raise ValueError(f'There are {len(fns)} pictures but {len(labels)} labels.')
-    res = [L(o) for o in splits]
+    res = [_listed(o) for o in splits]
     n,m = map(len, res)
     if not n or not m: raise ValueError(f'Of {len(fns)} pictures, {n} train and {m} validate, and there must be some of each: look at the files, the share or the column that decides.')
     return res
@@ -208,7 +209,8 @@ class ImageDataLoaders(DataLoaders):
         **kwargs # Passed on to `DataLoader`; `shuffle` and `drop_last`, `True` if not given, to the one that trains
     ):
         "From a list of pictures and a list of labels"
-        fns,labels = L(fns),L(fns).map(labels) if callable(labels) else L(labels)
+        fns = _listed(fns)
+        labels = fns.map(labels) if callable(labels) else _listed(labels)
         ti,vi = _split(fns, labels, splits or RandomSplitter(valid_pct, seed)(fns))
         own = {k: kwargs.pop(k, True) for k in ('shuffle','drop_last')}
         ds = partial(CachedDataset, cache=cache) if cache else Dataset
@@ -279,7 +281,7 @@ def _from_columns(cls:ImageDataLoaders, cols, where, path='.', fn_col=0, label_c
         for k,o in zip(('file','label'), pair):
             if _blank(o): raise ValueError(f'{where(i)} has no {k}.')
     if flags is not None: kwargs['splits'] = _splits(flags, where)
-    return cls.from_lists([Path(path)/folder/o for o in fns], labels, path=path, **kwargs)
+    return cls.from_lists([Path(path)/folder/str(o) for o in fns], labels, path=path, **kwargs)
 
 # %% ../nbs/02_data.ipynb #14e290fb
 @patch(cls_method=True)
@@ -296,6 +298,7 @@ def _rows(file, delimiter):
             reader = csv.reader(f, delimiter=delimiter)
             return [(reader.line_num,o) for o in reader if any(map(str.strip, o))]
     except UnicodeDecodeError as e: raise ValueError(f'{file} is not in UTF-8: {e}. Save it in that.') from e
+    except csv.Error as e: raise ValueError(f'{file}, line {reader.line_num}: {e}.') from e
 
 # %% ../nbs/02_data.ipynb #2cf77c23
 def _table(file, delimiter, header):

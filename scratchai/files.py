@@ -186,6 +186,15 @@ class PackedPaths:
     def __repr__(self): return f'{len(self)} paths: {self[:3]}'
 
 # %% ../nbs/01b_files.ipynb #29623895
+def _listed(o):
+    "`o`, which may be an array, a tensor or a table's column, as a list"
+    return L(o.tolist() if hasattr(o, 'tolist') else o)
+
+def _sorted(labels):
+    "The different labels in order"
+    try: return labels.unique(sort=True)
+    except TypeError as e: raise TypeError(f"Labels of several types ({', '.join(sorted({type(o).__name__ for o in labels}))}) have no order: make them one, or pass a `vocab`.") from e
+
 def _numbers(labels, v2i, fns):
     for o,fn in zip(labels, fns):
         if o not in v2i: raise ValueError(f'The class {o!r} of {fn} is not among the {len(v2i)} classes to learn: {list(v2i)}.')
@@ -203,12 +212,12 @@ class Dataset:
         vocab=None, # The labels in the order of their numbers; `None`: those found, sorted
         tfm=None, # Called with the tensor `(h, w, c)` of each item; may be random
     ):
-        labels = L(fns).map(labels) if callable(labels) else L(labels)
+        labels = L(fns).map(labels) if callable(labels) else _listed(labels)
         if len(labels)!=len(fns): raise ValueError(f'There are {len(fns)} pictures but {len(labels)} labels.')
         if size is not None: _hw(size)
         store_attr('size,method,tfm')
         self.fns,self.random = PackedPaths(fns),tfm is not None
-        self.vocab = labels.unique(sort=True) if vocab is None else L(vocab)
+        self.vocab = _sorted(labels) if vocab is None else _listed(vocab)
         self.v2i = self.vocab.val2idx()
         self.y = _numbers(labels, self.v2i, fns)
     def __len__(self): return len(self.y)
