@@ -457,20 +457,19 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
             ours = {k:kwargs.pop(k) for k in list(kwargs) if k=='lr' or k in self.hp_map.values()}
             groups = [dict(params=list(g)) for g in _to_groups(params)] if convert_groups else list(params)
             opt = opt(groups, **{**_to_torch(opt, ours, self.hp_map, len(groups)), **kwargs})
-        self._wrap(opt)
+        self.opt,self.state,self.names,self.frozen_idx = opt,_States(opt),{},0
         self.set_hypers(**ours, **({} if params is not None else kwargs))
 
 # %% ../nbs/06_optimizer.ipynb #0dbfbf64
-@patch
-def _wrap(self:OptimWrapper, opt):
-    self.opt,self.param_lists = opt,L(L(g['params']) for g in opt.param_groups)
-    self.state,self.twins,self.names,self.frozen_idx = _States(opt),{},{},0
+@patch(as_prop=True)
+def param_lists(self:OptimWrapper):
+    "The parameters of each group, also of those that `add_param_group` has added"
+    return L(L(g['params']) for g in self.opt.param_groups)
 
 @patch(as_prop=True)
 def hypers(self:OptimWrapper):
     "The hyper-parameters by our names, a dict a group; set them with `set_hyper`"
-    groups = self.opt.param_groups[:len(self.param_lists)]
-    return L({self.hp_map.get(k, k):v for k,v in _flatten(g).items()} for g in groups)
+    return L({self.hp_map.get(k, k):v for k,v in _flatten(g).items()} for g in self.opt.param_groups)
 
 @patch
 def _has(self:OptimWrapper, k): return k in self.hypers[0]
@@ -479,9 +478,10 @@ def _has(self:OptimWrapper, k): return k in self.hypers[0]
 @patch
 def set_hyper(self:OptimWrapper, k, v):
     "As in `Optimizer`, by our name or torch's; `betas` takes a pair"
-    if k in self.opt.param_groups[0] and isinstance(self.opt.param_groups[0][k], tuple):
-        for i,o in enumerate(v): self.set_hyper(f'{k}__{i}', o)
-    else: _BaseOptimizer.set_hyper(self, self.hp_map.get(k, k), v)
+    old = self.opt.param_groups[0].get(k)
+    if not isinstance(old, tuple): return _BaseOptimizer.set_hyper(self, self.hp_map.get(k, k), v)
+    if not isinstance(v, (tuple,list,L)) or len(v)!=len(old): raise ValueError(f'`{k}` takes {len(old)} values together, as in `{k}={old}`; it was given {v!r}.')
+    for i,o in enumerate(v): self.set_hyper(f'{k}__{i}', o)
 
 @patch
 def _put(self:OptimWrapper, k, vs):
@@ -493,20 +493,23 @@ def _put(self:OptimWrapper, k, vs):
 
 # %% ../nbs/06_optimizer.ipynb #10539810
 @patch
-def _spare(self:OptimWrapper, i):
-    "Keep the parameters of group `i` that are flagged `do_wd=False` in a twin of it without decay"
-    spared = [p for p in self.param_lists[i] if self.state.flags[p].get('do_wd') is False]
-    if not spared and i not in self.twins: return
-    group,twin = self.opt.param_groups[i],self.twins.setdefault(i, {})
-    if not twin: self.opt.param_groups.append(twin)
-    group['params'] = [p for p in self.param_lists[i] if self.state.flags[p].get('do_wd') is not False]
-    twin.update(group, params=spared, weight_decay=0.)
+def _spare(self:OptimWrapper, group):
+    "Move the parameters of `group` that are flagged `do_wd=False` to a twin of it without decay"
+    flagged = [not self.state.flags[p].get('do_wd', True) for p in group['params']]
+    spared,kept = [[p for p,o in zip(group['params'], flagged) if o==b] for b in (True,False)]
+    if spared: self.opt.param_groups.append({**group, 'params':spared, 'weight_decay':0.})
+    group['params'] = kept
 
 @patch
 def step(self:OptimWrapper, closure=None):
     "A step of the torch optimizer"
-    for i in range(len(self.param_lists)): self._spare(i)
-    return self.opt.step() if closure is None else self.opt.step(closure)
+    whole = [(g, g['params']) for g in self.opt.param_groups]
+    try:
+        for g,_ in whole: self._spare(g)
+        return self.opt.step() if closure is None else self.opt.step(closure)
+    finally:
+        for g,ps in whole: g['params'] = ps
+        del self.opt.param_groups[len(whole):]
 
 # %% ../nbs/06_optimizer.ipynb #e6bb66e9
 @patch
