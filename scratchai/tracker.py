@@ -394,7 +394,7 @@ def _figure(self:TensorBoardCallback, xb, yb, pred):
 # %% ../nbs/09_tracker.ipynb #0d0bb621
 class PeakMemory(Callback):
     "A column with the peak memory of the epoch in MB: the GPU's where the model is on one, else the process's"
-    order,metric = 40,None
+    order,metric,cuda = 40,None,None
     def before_fit(self):
         p = first(self.model.parameters())
         self.cuda = p.device if p is not None and p.device.type=='cuda' else None
@@ -423,4 +423,4 @@ def peak(self:PeakMemory)->float|None: # MB; `None` where the system does not te
     "Peak memory since `reset`"
     if self.cuda: return torch.cuda.max_memory_allocated(self.cuda)/2**20
     try: return int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])/2**10
-    except OSError: return _peak_ever()
+    except (OSError,TypeError): return _peak_ever()
