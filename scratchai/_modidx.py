@@ -1219,6 +1219,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'scratchai.training.RNNCallback': ('training.html#rnncallback', 'scratchai/training.py'),
                                     'scratchai.training.RNNCallback.after_pred': ( 'training.html#rnncallback.after_pred',
                                                                                    'scratchai/training.py'),
+                                    'scratchai.training.RNNCallback.cleanup_fit': ( 'training.html#rnncallback.cleanup_fit',
+                                                                                    'scratchai/training.py'),
                                     'scratchai.training.RNNRegularizer': ('training.html#rnnregularizer', 'scratchai/training.py'),
                                     'scratchai.training.RNNRegularizer.__init__': ( 'training.html#rnnregularizer.__init__',
                                                                                     'scratchai/training.py'),

@@ -133,6 +133,7 @@ class RNNCallback(Callback):
     def after_pred(self):
         pred,raw,out = self.pred
         self.learn.pred,self.raw_out,self.out = pred,raw[-1] if is_listy(raw) else raw,out[-1] if is_listy(out) else out
+    def cleanup_fit(self): self.raw_out = self.out = None # with their graph, after an error
 
 # %% ../nbs/09b_training.ipynb #faa80ca3
 class RNNRegularizer(Callback):
