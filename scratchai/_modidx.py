@@ -571,6 +571,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'scratchai.learner._valid_points': ('learner.html#_valid_points', 'scratchai/learner.py'),
                                    'scratchai.learner._value': ('learner.html#_value', 'scratchai/learner.py'),
                                    'scratchai.learner._warn_old': ('learner.html#_warn_old', 'scratchai/learner.py'),
+                                   'scratchai.learner._warn_unknown': ('learner.html#_warn_unknown', 'scratchai/learner.py'),
                                    'scratchai.learner._with_graph': ('learner.html#_with_graph', 'scratchai/learner.py'),
                                    'scratchai.learner.find_bs': ('learner.html#find_bs', 'scratchai/learner.py'),
                                    'scratchai.learner.format_time': ('learner.html#format_time', 'scratchai/learner.py'),

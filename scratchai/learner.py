@@ -170,7 +170,7 @@ class Caller:
         "Call the method `event_name` of each callback that has one and runs now"
         if self._calls is None: self._calls = _find_calls(self.cbs)
         for cb,f,inner in self._calls[event_name]:
-            if cb.run and (not inner or (cb.run_train if self.training else cb.run_valid)): _call_one(cb, f, event_name)
+            if cb.learn and cb.run and (not inner or (cb.run_train if self.training else cb.run_valid)): _call_one(cb, f, event_name)
 
     def __getattr__(self, k):
         cb = first(cb for cb in self.__dict__.get('cbs', ()) if cb.name==k)
@@ -452,12 +452,18 @@ def _set_up(learn, lr, wd, reset_opt):
     "The optimizer as a fit wants to find it"
     if learn.busy: raise RuntimeError("This learner is busy with a `fit` already; to train inside of a callback, make a second `Learner` with the same model.")
     if reset_opt or learn.opt is None: learn.create_opt()
+    _warn_unknown(learn)
     learn.opt.set_hypers(lr=ifnone(lr, learn.lr))
     learn.set_wd(ifnone(wd, learn.wd))
     learn.opt.zero_grad()
 
+def _warn_unknown(learn):
+    known = {id(p) for pg in learn.opt.param_lists for p in pg}
+    out = [n for n,p in learn.model.named_parameters() if p.requires_grad and id(p) not in known]
+    if out: warnings.warn(f"{len(out)} parameter(s) that want a gradient, such as `{out[0]}`, are not the optimizer's, which leaves them as they are; with `reset_opt=True` a new one is made.")
+
 def _checked(n_epoch, start):
-    if start>n_epoch: raise ValueError(f"`start_epoch={start}` is one of `n_epoch={n_epoch}` epochs, counted from 0, and so at most {n_epoch}.")
+    if not 0<=start<=n_epoch: raise ValueError(f"`start_epoch={start}` is one of `n_epoch={n_epoch}` epochs, counted from 0, and so at most {n_epoch}.")
     return n_epoch
 
 # %% ../nbs/07_learner.ipynb #e19b9b90
