@@ -157,22 +157,32 @@ def get(self:Cache,
     except Exception:
         self.state[i] = 2
         raise
-    if not self.full: self.x[i],self.state[i] = x,1
+    if not self.full: self._put(i, x)
     return x
+
+@patch
+def _put(self:Cache, i, x):
+    "Keep picture `i`; the map would take a part of it, or round it, without a word"
+    want,got = (torch.uint8,tuple(self.shape[1:])),(x.dtype,tuple(x.shape))
+    if got!=want: raise ValueError('A cache holds pictures of type {} and shape {}, and `decode` gave one of type {} and shape {}.'.format(*want, *got))
+    self.x[i],self.state[i] = x,1
 
 # %% ../nbs/01d_cache.ipynb #b58dc5ec
 @patch
-def complete(self:Cache):
+def complete(self:Cache,
+    same=lambda: True, # Tells whether the files are still those that the name stands for
+):
     "If no picture is missing, say so, and give the file its name; was it so?"
     if not self.full and self.state.all():
         self.full = True
-        if self.final: self._name()
+        if self.final: self._name(same)
         self._map()
     return self.full
 
 @patch
-def _name(self:Cache):
+def _name(self:Cache, same):
     "Have all bytes on the disk, then rename"
+    if not same(): return warnings.warn('The cache is complete, but only for this run: pictures have changed since it was begun.')
     self.mm.flush()
     try: os.replace(self.part, self.final)
     except OSError as e: warnings.warn(f'The cache is complete, but only for this run: {self.final} cannot be made ({e.strerror}).')
@@ -189,7 +199,8 @@ class CachedDataset(Dataset):
     ):
         super().__init__(fns, labels, size, **kwargs)
         if size is None: raise ValueError('A cache holds pictures of one size: say which `size`.')
-        self.cache,self.how = Cache(_place(cache), _key(self), (len(self),*_hw(size),3)) if len(self) else None,_how(self)
+        self.how,self.key = _how(self),_key(self)
+        self.cache = Cache(_place(cache), self.key, (len(self),*_hw(size),3)) if len(self) else None
     def decode(self, i): return self.cache.get(i, super().decode) if self._cached() else super().decode(i)
     def _cached(self): return self.cache is not None and self.how==_how(self)
 
@@ -213,4 +224,4 @@ def end_epoch(self:CachedDataset,
     missing = np.flatnonzero(self.cache.state==0)
     for i in missing if len(missing)<bs else []:
         with suppress(Exception): self.decode(i)
-    self.cache.complete()
+    self.cache.complete(lambda: _key(self)==self.key)
