@@ -369,24 +369,22 @@ def _named(self:_BaseOptimizer):
 
 @patch
 def state_dict(self:_BaseOptimizer)->dict: # `state` by name, `hypers` and names by group
-    "What it takes to go on later"
+    "What it takes to go on later; its tensors are the optimizer's own and go on changing, so `deepcopy` what is not saved at once"
     names = self._named()
     ps = dict(zip(itertools.chain(*names), self.param_lists.concat()))
     return dict(state={n:dict(self.state[p]) for n,p in ps.items()}, hypers=[dict(h) for h in self.hypers], groups=names)
 
 # %% ../nbs/06_optimizer.ipynb #7af7ad03
+def _number(v): return isinstance(v, (int,float)) and not isinstance(v, bool)
+def _odd(sd, n, p): return [(k,v) for k,v in sd['state'].get(n, {}).items() if isinstance(v, Tensor) and v.dim() and v.shape!=p.shape]
+
 def _misfits(opt, sd, ps):
     "What in the saved `sd` does not fit the optimizer `opt` of the parameters `ps`, a line each"
     if not {'state','hypers','groups'} <= {*sd}: return ['this is no state of an optimizer of ours (they have `state`, `hypers` and `groups`)']
     unknown = [f'`{n}` is no parameter here' for n,s in sd['state'].items() if n not in ps and s]
     unknown += [f'`{k}` is no hyper-parameter here' for k in dict.fromkeys(k for h in sd['hypers'] for k in h) if not opt._has(k)]
-    pairs = [(n,ps[n],k,v) for n,s in sd['state'].items() if n in ps for k,v in s.items() if isinstance(v, Tensor) and v.dim()]
-    return unknown + [f'`{k}` of `{n}` has shape {tuple(v.shape)}, the parameter has {tuple(p.shape)}' for n,p,k,v in pairs if v.shape!=p.shape]
-
-def _for(p, v):
-    "A copy of the saved value `v` that suits the parameter `p`"
-    if not isinstance(v, Tensor) or not v.dim(): return v.clone() if isinstance(v, Tensor) else v
-    return v.to(p.device, p.dtype if v.is_floating_point() else v.dtype, copy=True)
+    unknown += [f'the hyper-parameter `{k}` was not saved' for k,v in opt.hypers[0].items() if _number(v) and any(k not in h for h in sd['hypers'])]
+    return unknown + [f'`{k}` of `{n}` has shape {tuple(v.shape)}, the parameter has {tuple(p.shape)}' for n,p in ps.items() for k,v in _odd(sd, n, p)]
 
 # %% ../nbs/06_optimizer.ipynb #6b9e84ab
 @patch
@@ -401,9 +399,14 @@ def load_state_dict(self:_BaseOptimizer,
         msg = f"The saved optimizer state does not fit: {'; '.join(bad)}."
         if strict or 'groups' not in sd: raise ValueError(msg)
         warnings.warn(msg)
-    self._load(sd, names, {n:p for n,p in ps.items() if not any(f'`{n}`' in o for o in bad)})
+    self._load(sd, names, {n:p for n,p in ps.items() if not _odd(sd, n, p)})
 
 # %% ../nbs/06_optimizer.ipynb #faaf3aac
+def _for(p, v):
+    "A copy of the saved value `v` that suits the parameter `p`"
+    if not isinstance(v, Tensor) or not v.dim(): return v.clone() if isinstance(v, Tensor) else v
+    return v.to(p.device, p.dtype if v.is_floating_point() else v.dtype, copy=True)
+
 @patch
 def _load(self:_BaseOptimizer, sd, names, ps):
     for n,p in ps.items():
