@@ -80,7 +80,7 @@ class AccumMetric(Metric):
 @patch
 def reset(self:AccumMetric): self.preds,self.targs = [],[]
 @patch
-def accumulate(self:AccumMetric, learn): self._add(self._act(learn.pred), learn.y)
+def accumulate(self:AccumMetric, learn): self._add(self._act(_full(learn.pred)), _full(learn.y))
 @patch
 def _add(self:AccumMetric, preds, targs):
     for o,xs in ((preds, self.preds), (targs, self.targs)): xs.append(o.detach().flatten() if self.flatten else o.detach())
@@ -88,6 +88,7 @@ def _add(self:AccumMetric, preds, targs):
 # %% ../nbs/07b_metrics.ipynb #b45c7a96
 @patch
 def forget(self:AccumMetric): self.reset()
+def _full(o): return o.float() if o.dtype in (torch.float16,torch.bfloat16) else o
 
 # %% ../nbs/07b_metrics.ipynb #0e6bfd93
 @patch
