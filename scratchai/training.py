@@ -38,12 +38,12 @@ class StopAfterNBatches(Callback):
 
 # %% ../nbs/09b_training.ipynb #60614ec6
 def clip_grad_norm_(
-    params, # Parameters; those without a gradient are skipped
+    params, # Parameters, or a single one; those without a gradient are skipped
     max_norm:float, # The most the norm may be
     norm_type:float=2., # Of which norm; `math.inf` for the largest entry
 )->Tensor: # The norm before clipping, a scalar
     "Scale all gradients by one factor, in place, so that their norm is at most `max_norm`"
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = [p.grad for p in ([params] if isinstance(params, Tensor) else params) if p.grad is not None]
     if not grads: return torch.tensor(0.)
     norms = torch._foreach_norm(grads, norm_type)
     total = torch.linalg.vector_norm(torch.stack([o.to(norms[0].device) for o in norms]), norm_type)
