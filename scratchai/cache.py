@@ -6,7 +6,7 @@
 __all__ = ['Cache', 'CachedDataset']
 
 # %% ../nbs/01d_cache.ipynb #6a510f17
-import errno,hashlib,math,mmap,os,re,shutil,tempfile,time,warnings,weakref
+import errno,hashlib,math,mmap,os,re,shutil,tempfile,time,uuid,warnings,weakref
 from contextlib import suppress
 from multiprocessing.context import get_spawning_popen
 
@@ -39,7 +39,6 @@ def _place(where):
 # %% ../nbs/01d_cache.ipynb #a56fee28
 def _roomy(where, n):
     "A folder for `where` with room for `n` bytes"
-    if where!='memory': Path(where).mkdir(parents=True, exist_ok=True)
     folders = [o for o in ('/dev/shm',tempfile.gettempdir()) if os.path.isdir(o)] if where=='memory' else [str(where)]
     free = {o: shutil.disk_usage(o).free for o in folders}
     for o in folders:
@@ -48,13 +47,23 @@ def _roomy(where, n):
     raise OSError(errno.ENOSPC, f'The cache needs {_nbytes(n)}, and there are only {has}: name a folder with more room, take a smaller `size`, or do without a cache')
 
 # %% ../nbs/01d_cache.ipynb #fcd1c1de
-def _reserve(folder, n, name):
-    "Descriptor and path of a new file of `n` bytes in `folder`, whose room is taken"
-    fd,part = tempfile.mkstemp('.part', f'{name}.', folder)
-    try: os.posix_fallocate(fd, 0, n) if hasattr(os, 'posix_fallocate') else os.truncate(fd, n)
+def _reserve(fd, part, n):
+    "Take the room for `n` bytes in the new file `part`; remove it if there is none"
+    try:
+        _roomy(Path(part).parent, n)
+        os.posix_fallocate(fd, 0, n) if hasattr(os, 'posix_fallocate') else os.truncate(fd, n)
     except OSError as e:
-        os.close(fd), os.unlink(part)
-        raise OSError(e.errno, f'The cache needs {_nbytes(n)} in {folder}, and the system says: {e.strerror}') from e
+        os.unlink(part)
+        if 'The cache needs' in str(e): raise
+        raise OSError(e.errno, f'The cache needs {_nbytes(n)} in {Path(part).parent}, and the system says: {e.strerror}') from e
+
+def _new(folder, n, name):
+    "Descriptor and path of a new file of `n` bytes in `folder`, for this process and its workers"
+    fd,part = tempfile.mkstemp('.part', f'{name}.', folder)
+    try: _reserve(fd, part, n)
+    except OSError:
+        os.close(fd)
+        raise
     return fd,part
 
 # %% ../nbs/01d_cache.ipynb #15bd012a
@@ -76,6 +85,17 @@ def _key(ds):
     return h.hexdigest()
 
 # %% ../nbs/01d_cache.ipynb #05e6f52c
+def _is_at(fd, path, os=os):
+    "Is the open file `fd` the one at `path`?"
+    try: return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError: return False
+
+def _alone(fd, fcntl=fcntl):
+    "Does nobody else hold a lock on the file? Then we do from now on"
+    try: return not fcntl or fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB) is None
+    except OSError: return False
+
+# %% ../nbs/01d_cache.ipynb #755abab7
 def _sweep(folder):
     "Remove what runs that are no more left half-filled: their lock is gone with them"
     for o in Path(folder).glob('*.part'):
@@ -85,12 +105,33 @@ def _sweep(folder):
             if fcntl: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
             o.unlink()
 
-def _forget(fd, part, pid, os=os, suppress=suppress): # called when a program ends, when a module's own names may be gone
-    "Close a cache's file, and remove it if it was not completed"
+def _forget(fd, part, pid, os=os, suppress=suppress, is_at=_is_at, alone=_alone): # called when a program ends, when a module's own names may be gone
+    "Close a cache's file, and remove it if it was not completed and nobody else fills it"
     if os.getpid()!=pid: return
+    with suppress(OSError):
+        if part and is_at(fd, part) and alone(fd): os.unlink(part)
     os.close(fd)
-    if part:
-        with suppress(OSError): os.unlink(part)
+
+# %% ../nbs/01d_cache.ipynb #6833a263
+def _here():
+    "Names this machine, as long as it runs, and the user"
+    try: boot = Path('/proc/sys/kernel/random/boot_id').read_text().strip().replace('-', '')
+    except OSError: boot = f'{uuid.getnode():x}'
+    return f'{boot}_{os.getuid()}'
+
+def _join(final, n):
+    "Descriptor and path of the file of `n` bytes that processes on this machine fill together, to be `final`"
+    part = final.with_name(f'{final.stem}.{_here()}.part')
+    while True:
+        fd = os.open(part, os.O_RDWR|os.O_CREAT, 0o666)
+        try:
+            if _alone(fd): os.unlink(part) if os.fstat(fd).st_size else _reserve(fd, part, n)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            if _is_at(fd, part) or _is_at(fd, final): return fd,str(part)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
 
 # %% ../nbs/01d_cache.ipynb #a63cf361
 class Cache:
@@ -116,11 +157,11 @@ def n_bytes(self:Cache): return int(np.prod(self.shape))+self.shape[0]
 @patch
 def _create(self:Cache, where, name):
     "The descriptor of a new file, with a line that says how large it is"
-    folder = _roomy(where, self.n_bytes)
-    if self.final: _sweep(folder)
-    fd,self.part = _reserve(folder, self.n_bytes, name)
+    if self.final:
+        where.mkdir(parents=True, exist_ok=True)
+        _sweep(where)
+    fd,self.part = _join(self.final, self.n_bytes) if self.final and fcntl else _new(_roomy(where, self.n_bytes), self.n_bytes, name)
     print(f'cache: {self.shape[0]:,} pictures, {_nbytes(self.n_bytes)} in {where}')
-    if fcntl: fcntl.flock(fd, fcntl.LOCK_EX)
     if where=='memory':
         with suppress(OSError): os.unlink(self.part)
     return fd
@@ -184,8 +225,11 @@ def _name(self:Cache, same):
     "Have all bytes on the disk, then rename"
     if not same(): return warnings.warn('The cache is complete, but only for this run: pictures have changed since it was begun.')
     self.mm.flush()
-    try: os.replace(self.part, self.final)
-    except OSError as e: warnings.warn(f'The cache is complete, but only for this run: {self.final} cannot be made ({e.strerror}).')
+    why = 'it was removed'
+    try:
+        if _is_at(self.fd, self.part): os.replace(self.part, self.final)
+    except OSError as e: why = e.strerror
+    if not _is_at(self.fd, self.final): warnings.warn(f'The cache is complete, but only for this run: {self.final} cannot be made ({why}).')
 
 # %% ../nbs/01d_cache.ipynb #20402ada
 class CachedDataset(Dataset):

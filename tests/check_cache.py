@@ -6,6 +6,7 @@ from PIL import Image
 from scratchai.files import *
 from scratchai.loader import *
 from scratchai.cache import *
+from scratchai.cache import _key
 from check_loader import children,gone,says
 
 def pictures(d, n=40, size=48):
@@ -36,48 +37,69 @@ check_cache.main.__globals__[{f!r}](*{args!r})
 '''
 def program(f, *args, **kwargs):
     code = script.format(here=str(Path(__file__).parent), f=f.__name__, args=tuple(map(str, args)))
-    return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+    return subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
-class Slow(CachedDataset):
-    def __getitem__(self, i):
-        time.sleep(.05)
-        return super().__getitem__(i)
+class Logged(Dataset):
+    "Writes down which pictures it decodes"
+    def decode(self, i):
+        with open(Path(self.fns.name(i)).parent/'log', 'a') as f: f.write(f'{i} ')
+        return super().decode(i)
+class Slow(CachedDataset, Logged): pass
 
-def fill_slowly(d, cache):
+def fill_slowly(d, cache, rank=0, world_size=1):
+    "Fill half of a cache, say so, and go on when told to"
     fns = get_image_files(d)
-    dl = DataLoader(Slow(fns, [0]*len(fns), 32, cache), 4, n_workers=2)
+    dl = DataLoader(Slow(fns, [0]*len(fns), 32, cache), 4, n_workers=2, rank=int(rank), world_size=int(world_size), seed=1)
     for i,b in enumerate(dl):
-        if i==2: print('half', *dl.pool.procs, flush=True)
+        if i==2:
+            print('half', *dl.pool.procs, flush=True)
+            sys.stdin.readline()
     print('whole', flush=True)
+
+def half(p):
+    "Wait until program `p` has half of its cache; the ids of its workers"
+    while not (line := p.stdout.readline()).startswith('half'): assert line, 'ended too early'
+    return [int(o) for o in line.split()[1:]]
 
 def killed(d):
     "SIGKILL in mid-fill: what is left is no cache, and the next run clears it away"
     fns,cache = pictures(d),Path(d)/'cache'
-    for sig in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         p = program(fill_slowly, d, cache)
-        while not (line := p.stdout.readline()).startswith('half'): assert line, 'ended too early'
+        workers = half(p)
         p.send_signal(sig)
-        p.wait()
-        assert gone([int(o) for o in line.split()[1:]]), 'workers were left behind'
-        assert not list(cache.glob('*.cache'))
+        p.communicate()
+        assert gone(workers), 'workers were left behind'
+        assert not list(cache.glob('*.cache')) and len(list(cache.glob('*.part')))==(sig!=signal.SIGINT), sig
     left = list(cache.glob('*.part'))
     (mine := cache/'film.mp4.part').touch()
     for o in (*left,mine): os.utime(o, (0,0))
     ds = fresh(fns, cache)
-    assert not ds.in_memory and len(list(cache.glob('*.part')))==2, 'a file that is not ours was cleared away'
+    assert not ds.in_memory and len(list(cache.glob('*.part')))==2 and mine.exists() and not left[0].exists(), 'another file was cleared away'
     mine.unlink()
     with DataLoader(ds, 8, n_workers=2) as dl: assert torch.equal(xs(dl), plain(fns))
     assert [o.suffix for o in cache.iterdir()]==['.cache']
     return f'{len(left)} half-filled file(s) cleared away'
 
 def two_at_once(d):
-    "Two processes fill the same folder: both end well, one file is left, and it is right"
-    fns,cache = pictures(d),Path(d)/'cache'
-    outs = [p.communicate(timeout=60)[0] for p in [program(fill_slowly, d, cache) for _ in range(2)]]
-    assert all(o.strip().endswith('whole') for o in outs), outs
-    assert [o.suffix for o in cache.iterdir()]==['.cache']
-    ds = Slow(fns, [0]*40, 32, cache)
-    assert ds.in_memory and torch.equal(xs(DataLoader(ds, 8, n_workers=0)), plain(fns))
+    "Two processes, alike or each with its half of the pictures, fill one file: both end well, it is right, and a picture is decoded once"
+    fns,counts = pictures(d),[]
+    for world_size in (1,2):
+        cache,log = Path(d)/f'cache{world_size}',Path(d)/'log'
+        log.write_text('')
+        ps = [program(fill_slowly, d, cache, o*(world_size-1), world_size) for o in range(2)]
+        for p in ps: half(p) # both are filling it now
+        assert len(list(cache.iterdir()))==1, list(cache.iterdir())
+        outs = [p.communicate('go\n', timeout=120)[0] for p in ps]
+        assert all(o.strip().endswith('whole') for o in outs), outs
+        assert [o.suffix for o in cache.iterdir()]==['.cache']
+        done = log.read_text().split()
+        assert set(map(int, done))==set(range(40)), done
+        counts.append(len(done))
+        ds = Slow(fns, [0]*40, 32, cache)
+        assert ds.in_memory and torch.equal(xs(DataLoader(ds, 8, n_workers=0)), plain(fns))
+    assert counts[1]<=40+3, counts # the first to end decodes what is missing, if that is less than a batch
+    return f'{counts[1]} pictures decoded by two processes with a half each, {counts[0]} by two that were alike'
 
 class Toned(CachedDataset): decoding = 'grey'
 
@@ -135,21 +157,22 @@ def fill_limited(d, cache):
 def file_limit(d):
     "The system refuses the file: its reason, and nothing left"
     pictures(d)
-    out = program(fill_limited, d, Path(d)/'cache').communicate(timeout=60)[0]
+    out = program(fill_limited, d, Path(d)/'cache').communicate(timeout=120)[0]
     assert 'The cache needs' in out and 'the system says' in out and 'Traceback' not in out, out
     assert not list((Path(d)/'cache').iterdir())
     return out.splitlines()[-1]
 
 def memory(d):
     "A cache in memory leaves no file anywhere, whatever ends the process"
-    pictures(d)
-    def shm(): return {str(o) for f in ('/dev/shm', tempfile.gettempdir()) if os.path.isdir(f) for o in Path(f).glob('*.part')}
-    before,p = shm(),program(fill_slowly, d, 'memory')
-    while not (line := p.stdout.readline()).startswith('half'): assert line
-    assert shm()==before
+    fns = pictures(d)
+    key = _key(Slow(fns, [0]*len(fns), 32))
+    def shm(): return [str(o) for f in ('/dev/shm', tempfile.gettempdir()) if os.path.isdir(f) for o in Path(f).glob(f'{key}*')]
+    p = program(fill_slowly, d, 'memory')
+    workers = half(p)
+    assert shm()==[]
     p.kill()
-    p.wait()
-    assert gone([int(o) for o in line.split()[1:]])
+    p.communicate()
+    assert gone(workers)
     fds = len(os.listdir('/proc/self/fd'))
     for _ in range(20): ds = fresh(get_image_files(d))
     del ds
