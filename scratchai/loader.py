@@ -348,7 +348,7 @@ def _work(k, idxs, seed, at, end):
 
 def _death(procs):
     "How the first of some dead processes ended"
-    end = time.monotonic()+1
+    end = time.monotonic()+3
     while any(p.exitcode is None for p in procs) and time.monotonic()<end: time.sleep(.01)
     codes = [p.exitcode for p in procs if p.exitcode not in (None,0,-signal.SIGTERM)]
     if not codes: return 'ended'

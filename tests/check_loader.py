@@ -25,7 +25,7 @@ def children(pid=None):
     return [int(p) for p,pp,st,a in rows if int(pp)==(pid or os.getpid()) and 'Z' not in st and 'ps -eo' not in a
         and 'resource_tracker' not in a and 'forkserver' not in a]
 
-def gone(pids, limit=4):
+def gone(pids, limit=30):
     "Have all of `pids` ended within `limit` seconds?"
     end = time.monotonic()+limit
     def alive(p):
@@ -34,7 +34,7 @@ def gone(pids, limit=4):
     while any(map(alive, pids)) and time.monotonic()<end: time.sleep(.05)
     return not any(map(alive, pids))
 
-def says(f, *words, err=LoaderError, limit=15):
+def says(f, *words, err=LoaderError, limit=60):
     t = time.monotonic()
     try: f()
     except err as e: msg = str(e)
@@ -126,9 +126,9 @@ def memory():
     "200,000 files, twenty epochs (of 10,000 each), a slow consumer: nothing grows; a list of paths in their place does, in the workers"
     fns = [f'/data/pictures/train/n{i%1000:08}/n{i%1000:08}_{i}.JPEG' for i in range(200_000)]
     parent,worker = growth(Named(fns, labels=[0]*len(fns)))
-    assert parent<4 and worker<4, (parent, worker)
+    assert parent<8 and worker<8, (parent, worker)
     _,listed = growth(Listed(fns), since=0)
-    assert listed>3*max(worker, 1), (listed, worker)
+    assert listed>max(2*worker, 12), (listed, worker)
     return f'parent {parent:+.1f} MB, worker {worker:+.1f} MB; a worker with a list of paths {listed:+.1f} MB'
 
 def killed():
@@ -144,9 +144,10 @@ def killed():
     return msg
 
 def stopped():
-    dl = DataLoader(Numbers(wait=.02), 4, n_workers=2, timeout=2)
+    dl = DataLoader(Numbers(wait=.02), 4, n_workers=2)
     it = iter(dl)
     next(it)
+    dl.timeout = 2 # from the second batch on: the first has to wait for the workers to start
     pids = list(dl.pool.procs)
     for p in pids: os.kill(p, signal.SIGSTOP)
     msg = says(lambda: list(it), 'no batch came within 2 seconds')
@@ -215,39 +216,44 @@ def group(pgid):
     rows = subprocess.run(['ps','-eo','pid,pgid,stat'], capture_output=True, text=True).stdout.splitlines()[1:]
     return [int(p) for p,g,st in map(str.split, rows) if int(g)==pgid and 'Z' not in st]
 
+class Who(Numbers):
+    "Items that say which process made them"
+    def __getitem__(self, i): return super().__getitem__(i)[0],os.getpid()
+
 def parent_ends(sig, context='fork'):
-    "The program ends by `sig` in mid-epoch"
+    "The program ends by `sig` in mid-epoch, when each of its workers has made a batch"
     p = program(f"""
 if __name__=='__main__':
     import check_loader
-    dl = DataLoader(check_loader.Numbers(10**4, .01), 4, n_workers=2, context={context!r})
-    for i,b in enumerate(dl):
-        if i==3: print(*dl.pool.procs, flush=True)
+    dl,seen = DataLoader(check_loader.Who(10**6, .01), 4, n_workers=2, context={context!r}),set()
+    for x,y in dl:
+        if len(seen)<2 and len(seen := seen|set(y.tolist()))==2: print(*dl.pool.procs, flush=True)
 """)
     pids = [int(o) for o in p.stdout.readline().split()]
     assert len(pids)==2, p.communicate()
     pids = group(p.pid) # the server of forks and the resource tracker too
     assert len(pids)>=(5 if context=='forkserver' else 3), pids
     (os.killpg if sig==signal.SIGINT else os.kill)(p.pid, sig)
-    out = p.communicate(timeout=20)[0]
-    assert gone(pids, 6), 'processes were left behind'
+    out = p.communicate(timeout=120)[0]
+    assert gone(pids), 'processes were left behind'
     if sig==signal.SIGINT: assert out.count('Traceback')==1 and 'KeyboardInterrupt' in out, out
     return f'exit status {p.returncode}'
 
 class Slowly(BaseHTTPRequestHandler):
-    "Sends what it has in pieces, with pauses; knows ranges"
-    protocol_version,data,log,pause = 'HTTP/1.1',b'',[],.02
+    "Sends what it has in pieces, and waits at the fourth until it may go on; knows ranges"
+    protocol_version,data,log,go = 'HTTP/1.1',b'',[],threading.Event()
     def log_message(self, *args): pass
     def do_GET(self):
         start = int((self.headers.get('Range') or 'bytes=0-')[6:-1])
         self.log.append(start)
         self.send_response(206 if start else 200)
-        for k,v in {'ETag':'"1"', 'Content-Length':len(self.data)-start}.items(): self.send_header(k, v)
+        size = len(self.data)
+        for k,v in {'ETag':'"1"', 'Content-Length':size-start, 'Content-Range':f'bytes {start}-{size-1}/{size}'}.items(): self.send_header(k, v)
         self.end_headers()
         try:
             for i in range(start, len(self.data), 2**17):
+                if i==2**19: self.go.wait(120)
                 self.wfile.write(self.data[i:i+2**17])
-                time.sleep(self.pause)
         except OSError: pass
         self.close_connection = True
 
@@ -260,14 +266,22 @@ def archive(n=20, size=100_000):
             t.addfile(m, io.BytesIO(bytes([i%256])*size))
     return buf.getvalue()
 
-def fetch(url, home):
-    "`untar_data` in a program of its own"
+def fetch(url, home, stop=''):
+    "`untar_data` in a program of its own, which may stop at the 60th member"
     return program(f"""
+if {stop!r}:
+    import tarfile
+    extract,members = tarfile.TarFile.extract,[]
+    def slow(*args, **kwargs):
+        members.append(1)
+        if len(members)==60: time.sleep(120)
+        return extract(*args, **kwargs)
+    tarfile.TarFile.extract = slow
 print('go', flush=True)
 print(len(list(untar_data({url!r}, progress=False).iterdir())), flush=True)
 """, env=dict(os.environ, SCRATCHAI_HOME=str(home)))
 
-def until(f, limit=10):
+def until(f, limit=120):
     end = time.monotonic()+limit
     while not f():
         assert time.monotonic()<end, 'it did not come about'
@@ -285,27 +299,28 @@ def downloads():
         d = Path(d)
         # Ctrl-C in mid-download
         p,part = fetch(url, d/'a'),d/'a/archives/pics.tar.part'
-        until(lambda: part.exists() and part.stat().st_size>3e5)
+        until(lambda: part.exists() and part.stat().st_size>=2**18)
         p.send_signal(signal.SIGINT)
-        out = p.communicate(timeout=20)[0]
+        out = p.communicate(timeout=120)[0]
+        Slowly.go.set()
         assert 'KeyboardInterrupt' in out and inside(d/'a')==[], (out, inside(d/'a'))
         n = part.stat().st_size
         Slowly.log.clear()
-        assert fetch(url, d/'a').communicate(timeout=20)[0].split()==['go','20'] and Slowly.log==[n] and inside(d/'a')==['pics']
+        assert fetch(url, d/'a').communicate(timeout=120)[0].split()==['go','20'] and Slowly.log==[n] and inside(d/'a')==['pics']
         # two programs at once
         Slowly.log.clear()
-        outs = [o.communicate(timeout=30)[0].split() for o in [fetch(url, d/'b') for _ in range(2)]]
+        outs = [o.communicate(timeout=120)[0].split() for o in [fetch(url, d/'b') for _ in range(2)]]
         assert outs==[['go','20']]*2 and Slowly.log==[0], (outs, Slowly.log)
         # Ctrl-C and SIGKILL in mid-extraction, of an archive on the disk
         many = d/'many.tar'
-        many.write_bytes(archive(6_000, 10))
+        many.write_bytes(archive(600, 10))
         for sig,home in ((signal.SIGINT, d/'c'), (signal.SIGKILL, d/'e')):
-            p = fetch(str(many), home)
-            until(lambda: len(list((home/'data').glob('.many.*.tmp/all/pics/0*')))>50)
+            p = fetch(str(many), home, stop='at a member')
+            until(lambda: len(list((home/'data').glob('.many.*.tmp/all/pics/0*')))==59)
             p.send_signal(sig)
-            p.communicate(timeout=20)
+            p.communicate(timeout=120)
             assert not (home/'data/many').exists() and (sig!=signal.SIGINT or inside(home)==[]), inside(home)
-            if sig==signal.SIGKILL: assert fetch(str(many), home).communicate(timeout=40)[0].split()==["go","6000"] and inside(home)==['many']
+            if sig==signal.SIGKILL: assert fetch(str(many), home).communicate(timeout=120)[0].split()==["go","600"] and inside(home)==['many']
         full = full_disk(url, d)
     server.shutdown()
     return f'went on from byte {n}; one download for two programs; {full}'
@@ -315,10 +330,10 @@ def full_disk(url, d):
     disk.mkdir()
     if subprocess.run(['mount','-t','tmpfs','-o','size=1m','none',disk], capture_output=True).returncode: return 'full disk not tried: no right to mount'
     try:
-        out = fetch(url, disk).communicate(timeout=20)[0].splitlines()[-1]
+        out = fetch(url, disk).communicate(timeout=120)[0].splitlines()[-1]
         assert 'No space left' in out and 'SCRATCHAI_HOME' in out and inside(disk)==[], out
         subprocess.run(['mount','-o','remount,size=3m',disk], check=True)
-        unpacked = fetch(url, disk).communicate(timeout=20)[0].splitlines()[-1]
+        unpacked = fetch(url, disk).communicate(timeout=120)[0].splitlines()[-1]
         assert 'was not unpacked, and nothing was left behind' in unpacked and inside(disk)==[], unpacked
     finally: subprocess.run(['umount',disk])
     return out
@@ -332,7 +347,7 @@ with DataLoader(Wide(), 8, n_workers=2, seed=3) as dl: print(torch.equal(rows(dl
 print(os.statvfs('/dev/shm').f_blocks*os.statvfs('/dev/shm').f_frsize)
 """
     cmd = ['unshare','-m','sh','-c','mount -t tmpfs -o size=64k none /dev/shm && exec "$@"','-',sys.executable,'-c',script.format(here=str(Path(__file__).parent))+body]
-    out = subprocess.run(cmd, capture_output=True, text=True, timeout=60)
+    out = subprocess.run(cmd, capture_output=True, text=True, timeout=120)
     assert out.stdout.split()==['True','65536'], out
     return 'the same batches'
 
@@ -354,7 +369,7 @@ print(n)
 try: rows(DataLoader(Numbers(), 4, n_workers=64))
 except LoaderError as e: print(e)
 """)
-    out = p.communicate(timeout=20)[0]
+    out = p.communicate(timeout=120)[0]
     p.wait()
     assert out.startswith('64\n') and 'ulimit' in out, out
     return out.splitlines()[-1]
@@ -391,7 +406,7 @@ def hung_thread():
 try: rows(DataLoader(Numbers(8, 300), 4, n_workers=2, context='thread', timeout=1))
 except LoaderError as e: print(e)
 """)
-    out = p.communicate(timeout=20)[0]
+    out = p.communicate(timeout=120)[0]
     assert 'no batch came within 1 seconds' in out and p.returncode==0, out
 
 def no_guard():
@@ -402,7 +417,7 @@ import check_loader
 try: rows(DataLoader(check_loader.Numbers(8), 4, n_workers=2, context='spawn'))
 except LoaderError as e: print('said:', e)
 """)
-        out = subprocess.run([sys.executable,Path(d)/'work.py'], capture_output=True, text=True, timeout=40).stdout
+        out = subprocess.run([sys.executable,Path(d)/'work.py'], capture_output=True, text=True, timeout=120).stdout
     assert "under `if __name__=='__main__':`" in out, out
 
 def forked():
@@ -428,9 +443,11 @@ def killed_check():
     "A worker of `verify_images` is killed"
     with tempfile.TemporaryDirectory() as d:
         os.mkfifo(Path(d)/'a.jpg') # reading it waits for ever
+        before = {o.pid for o in loader.mp.active_children()}
+        def born(): return [o.pid for o in loader.mp.active_children() if o.pid not in before]
         def kill():
-            time.sleep(.5) # a worker that is forked while `ps` runs would hold its pipe open
-            os.kill(children()[0], signal.SIGKILL)
+            until(born)
+            os.kill(born()[0], signal.SIGKILL)
         threading.Thread(target=kill).start()
         return says(lambda: verify_images([Path(d)/'a.jpg'], n_workers=1, progress=False), 'The check stopped')
 
