@@ -573,6 +573,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'scratchai.learner._steps': ('learner.html#_steps', 'scratchai/learner.py'),
                                    'scratchai.learner._swapped': ('learner.html#_swapped', 'scratchai/learner.py'),
                                    'scratchai.learner._tensors': ('learner.html#_tensors', 'scratchai/learner.py'),
+                                   'scratchai.learner._twins': ('learner.html#_twins', 'scratchai/learner.py'),
                                    'scratchai.learner._unique': ('learner.html#_unique', 'scratchai/learner.py'),
                                    'scratchai.learner._valid_points': ('learner.html#_valid_points', 'scratchai/learner.py'),
                                    'scratchai.learner._value': ('learner.html#_value', 'scratchai/learner.py'),

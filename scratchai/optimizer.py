@@ -213,12 +213,13 @@ extern "C" void step(int64_t cores, int64_t k, const int64_t* n, {T}** t, const 
 # %% ../nbs/06_optimizer.ipynb #3969416a
 def _build(source):
     "The function `step` of some C++, compiled for this machine"
-    cmd = [*shlex.split(os.environ.get('CXX') or 'g++'), '-O3', '-march=native', '-fno-math-errno', '-shared', '-fPIC', 'step.cpp', '-o', 'step.so']
+    cmd = [*shlex.split(os.environ.get('CXX') or 'g++'), '-O3', '-fno-math-errno', '-shared', '-fPIC', 'step.cpp', '-o', 'step.so']
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'step.cpp').write_text(source)
-        run = partial(subprocess.run, cwd=d, capture_output=True)
-        if run([*cmd,'-fopenmp']).returncode: run(cmd, check=True) # a compiler without OpenMP: one core
-        return ctypes.CDLL(f'{d}/step.so').step
+        for more in ['-march=native','-fopenmp'],['-march=native'],[]: # not every compiler knows both; without OpenMP: one core
+            res = subprocess.run([*cmd, *more], cwd=d, capture_output=True, text=True)
+            if res.returncode==0: return ctypes.CDLL(f'{d}/step.so').step
+    raise RuntimeError(f'{cmd[0]} said: {res.stderr}')
 
 def _c_kernel(ops, names, dtype):
     f = _build(_c_source(ops, names, {torch.float32:'float', torch.float64:'double'}[dtype]))
