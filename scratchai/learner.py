@@ -962,11 +962,13 @@ def validate(self:Learner,
 )->L: # The loss, then the metrics
     "Loss and metrics of a set"
     dl = ifnone(dl, _data_set(self.dls, ds_idx))
-    if self.busy: return Learner(self.dls, self.model, self.loss_func, metrics=deepcopy(self.metrics)).validate(dl=dl, cbs=cbs)
+    if self.busy: return Learner(self.dls, self.model, self.loss_func, metrics=_twins(self.metrics)).validate(dl=dl, cbs=cbs)
     self._run(partial(self._with_events, partial(self._do_validate, dl), 'epoch'), cbs, n_epoch=1, logger=noop, create_mbar=False)
     return self.final_record
 
 # %% ../nbs/07_learner.ipynb #4cb1783f
+def _twins(metrics): return deepcopy(metrics, {id(o):o for o in metrics.attrgot('func')})
+
 def _data_set(dls, i):
     "The batches of data set `i`"
     if i in (0,1): return getattr(dls, ('train','valid')[i], None)
