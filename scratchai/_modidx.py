@@ -975,6 +975,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'scratchai/pieces.py'),
                                   'scratchai.pieces._check_groups': ('pieces.html#_check_groups', 'scratchai/pieces.py'),
                                   'scratchai.pieces._check_hyper': ('pieces.html#_check_hyper', 'scratchai/pieces.py'),
+                                  'scratchai.pieces._check_unique': ('pieces.html#_check_unique', 'scratchai/pieces.py'),
                                   'scratchai.pieces._decay': ('pieces.html#_decay', 'scratchai/pieces.py'),
                                   'scratchai.pieces._defaults': ('pieces.html#_defaults', 'scratchai/pieces.py'),
                                   'scratchai.pieces._group': ('pieces.html#_group', 'scratchai/pieces.py'),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from fastcore.all import *
 from .pieces import *
-from .pieces import _BaseOptimizer,_piece,_run_piece,_spread,_to_groups
+from .pieces import _BaseOptimizer,_check_unique,_piece,_run_piece,_spread,_to_groups
 
 # %% ../nbs/06_optimizer.ipynb #575d9537
 _all_ = ['sgd_step', 'weight_decay', 'Optimizer', 'debias', 'average_grad', 'momentum_step', 'l2_reg', 'SGD', 'average_sqr_grad',
@@ -366,7 +366,9 @@ def clear_state(self:Optimizer):
 def _named(self:_BaseOptimizer):
     "Names of all parameters (places, where there is no name), a list a group"
     i = itertools.count()
-    return [[self.names.get(p, str(n)) for n,p in zip(i, pg)] for pg in self.param_lists.map(list)]
+    res = [[self.names.get(p, str(n)) for n,p in zip(i, pg)] for pg in self.param_lists.map(list)]
+    _check_unique(itertools.chain(*res))
+    return res
 
 @patch
 def state_dict(self:_BaseOptimizer)->dict: # `state` by name, `hypers` and names by group

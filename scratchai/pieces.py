@@ -83,6 +83,9 @@ def _knows(cb):
     return {o.name for o in ps if o.kind!=o.VAR_KEYWORD} - _states | {*_defaults(cb)}
 
 # %% ../nbs/05b_pieces.ipynb #66d59a4f
+def _check_unique(names):
+    if twice := [n for n,i in Counter(names).items() if i>1]: raise ValueError(f"Two parameters have the name `{twice[0]}`; one without a name goes by its place in the list.")
+
 class _BaseOptimizer:
     "What every optimizer here can do: groups, hyper-parameters, freezing, saving"
     def set_hypers(self, **kwargs):
@@ -96,7 +99,7 @@ class _BaseOptimizer:
     def set_names(self, named_params):
         "Learn the names of parameters from `(name, parameter)` pairs, so that state is saved by name"
         self.names = {p:n for n,p in named_params}
-        if twice := [n for n,i in Counter(self.names.values()).items() if i>1]: raise ValueError(f"Two parameters have the name `{twice[0]}`.")
+        _check_unique(self.names.values())
 
 # %% ../nbs/05b_pieces.ipynb #47e4ec95
 @patch
