@@ -332,8 +332,7 @@ def _untar(file, to):
         for m in t:
             _safe(m.name, file, m.isreg() or m.isdir())
             t.extract(m, to, filter='data')
-        t.fileobj.seek(t.offset)
-        if len(t.fileobj.read(512))<512: raise tarfile.ReadError('its end is missing') # cut between two members, it looks whole
+        if t.fileobj.tell()<=t.offset: raise tarfile.ReadError('its end is missing') # cut between two members, it looks whole
         while t.fileobj.read(2**20): pass # the checksum of a compressed file is at its end
 
 def _unzip(file, to):

@@ -331,7 +331,7 @@ def _own_positions():
             if fd<3 or not stat.S_ISREG(os.fstat(fd).st_mode) or flags&os.O_ACCMODE==os.O_WRONLY: continue
             again = fcntl.fcntl(fd, fcntl.F_GETPATH, bytes(1024)).rstrip(b'\0') if sys.platform=='darwin' else f'/proc/self/fd/{fd}'
             new,at = os.open(again, flags&(os.O_ACCMODE|os.O_APPEND)),os.lseek(fd, 0, os.SEEK_CUR)
-            os.dup2(new, fd, os.get_inheritable(fd))
+            if os.path.samestat(os.fstat(new), os.fstat(fd)): os.dup2(new, fd, os.get_inheritable(fd)) # macOS knows a file by its name
             os.lseek(fd, at, os.SEEK_SET)
             os.close(new)
 
@@ -544,6 +544,7 @@ def _check_args(bs, prefetch, n_workers, rank, world_size, seed):
 # %% ../nbs/01c_loader.ipynb #2e855a1e
 class DataLoader:
     "Batches of a data set, made by workers"
+    _shared = True
     def __init__(self,
         ds, # Anything with `__len__` and `__getitem__`
         bs:int=64, # Items in a batch
