@@ -387,18 +387,19 @@ def close(self:WorkerPool):
         self.ex,self.mem,self.asked = None,None,set()
 
 # %% ../nbs/01c_loader.ipynb #e0f99f0a
-def _mark(o):
+def _mark(o, most=2**24):
     "What is another after a tensor, an array, a list or a dict was written to"
     if isinstance(o, Tensor): return None if o.is_inference() else o._version
     if isinstance(o, (list,dict,set)): return len(o)
-    if not isinstance(o, np.ndarray) or o.nbytes>2**24 or o.dtype.hasobject: return None
+    if not isinstance(o, np.ndarray) or o.nbytes>most or o.dtype.hasobject: return None
     own = o.base if isinstance(o.base, np.ndarray) else o
     return hash(o.tobytes()) if own.flags.owndata else None # else a map, or memory that is shared
 
 def _marks(job):
     "All that a job's work depends on, as it is now"
-    here = os.stat('.')
-    return [len(job.ds),here.st_dev,here.st_ino],[(o, _mark(o)) for o in (*_walk(job.ds),*_walk(job.collate_fn))]
+    here,found = os.stat('.'),_walk(job.ds)+_walk(job.collate_fn)
+    most = 2**24//max(1, sum(isinstance(o, np.ndarray) for o in found)) # all hashes together take a few milliseconds
+    return [len(job.ds),here.st_dev,here.st_ino],[(o, _mark(o, most)) for o in found]
 
 def _unchanged(a, b):
     "Are two results of `_marks` the same?"
@@ -637,8 +638,9 @@ def _new_pool(self:DataLoader): return WorkerPool(self.n_workers, self.context, 
 @patch
 def _knowing_pool(self:DataLoader):
     "The pool; another, if its workers are running and do not know our data set as it is"
-    if self.pool.stale(self.job) and not self.pool.asked: self.pool.close()
-    if self.pool.stale(self.job) or not self.pool.add(self.job):
+    stale = self.pool.stale(self.job)
+    if stale and not self.pool.asked: self.pool.close()
+    if stale and self.pool.running() or not self.pool.add(self.job):
         self.pool = self._new_pool()
         self.pool.add(self.job)
     return self.pool
