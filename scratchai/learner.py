@@ -1079,7 +1079,7 @@ def show_training_loop(self:Learner, plot:bool=True): # Draw it too?
     if plot: _draw_loop(_steps(self))
 
 # %% ../nbs/07_learner.ipynb #ae537eb9
-def _spots(cbs): return list(accumulate((0.9*len(o.name)+2.5 for o in cbs or ()), initial=54))
+def _spots(cbs): return list(accumulate((len(o.name)+2.5 for o in cbs or ()), initial=54))
 
 def _draw_loop(steps, row=0.2):
     "Nested boxes for the parts of the loop, a label for each callback"
@@ -1100,4 +1100,4 @@ def _draw_step(ax, y, depth, text, cbs):
     color,weight = ('black','bold') if cbs is None else ('tab:blue','normal')
     ax.text(3*depth+1.5, y, text, va='center', family='monospace', size=8, color=color, weight=weight)
     box = dict(boxstyle='round,pad=0.2', fc='moccasin', ec='orange', lw=0.5)
-    for x,cb in zip(_spots(cbs), cbs or ()): ax.text(x, y, cb.name, va='center', size=7.5, bbox=box)
+    for x,cb in zip(_spots(cbs), cbs or ()): ax.text(x, y, cb.name, va='center', family='monospace', size=6.5, bbox=box)
