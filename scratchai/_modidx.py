@@ -629,6 +629,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'scratchai/loader.py'),
                                   'scratchai.loader.WorkerPool': ('loader.html#workerpool', 'scratchai/loader.py'),
                                   'scratchai.loader.WorkerPool.__init__': ('loader.html#workerpool.__init__', 'scratchai/loader.py'),
+                                  'scratchai.loader.WorkerPool.__reduce__': ('loader.html#workerpool.__reduce__', 'scratchai/loader.py'),
                                   'scratchai.loader.WorkerPool._ask': ('loader.html#workerpool._ask', 'scratchai/loader.py'),
                                   'scratchai.loader.WorkerPool._broken': ('loader.html#workerpool._broken', 'scratchai/loader.py'),
                                   'scratchai.loader.WorkerPool._fail': ('loader.html#workerpool._fail', 'scratchai/loader.py'),

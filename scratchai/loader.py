@@ -367,6 +367,7 @@ class WorkerPool:
         self.n_workers,self.context,self.n_slots = n_workers,context or _fork() or 'spawn',n_slots
         self.jobs,self.ex,self.pid,self.asked = [],None,None,set()
         _pools.add(self)
+    def __reduce__(self): return WorkerPool,(self.n_workers,self.context,self.n_slots),dict(jobs=self.jobs) # a copy has no workers yet
     def running(self): return self.ex is not None and self.pid==os.getpid()
     def add(self, job):
         "Take on `job`; false if the workers are running and do not know it"
