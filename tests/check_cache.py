@@ -179,6 +179,7 @@ def memory(d):
     assert len(os.listdir('/proc/self/fd'))<=fds
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler) # in a background job it may be ignored
     for f in [start_methods, killed, two_at_once, changed, bad, small_disk, file_limit, memory]:
         t = time.time()
         with tempfile.TemporaryDirectory() as d:

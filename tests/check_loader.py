@@ -453,6 +453,7 @@ def killed_check():
 
 def main():
     "Every fault in turn, a line each"
+    signal.signal(signal.SIGINT, signal.default_int_handler) # in a background job it may be ignored
     checks = [weights, torch_datasets, start_methods, memory, killed, stopped, bad_files, flipped, few_files, no_shared_memory, small_shm, dropped,
         hung_thread, no_guard, forked, killed_check, downloads, one_loader]
     for f in checks:

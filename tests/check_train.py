@@ -4,6 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
+signal.signal(signal.SIGINT, signal.default_int_handler) # in a background job it may be ignored
 tmp = Path(tempfile.mkdtemp(prefix='scratchai-check-'))
 exe = Path(sys.executable).parent/'scratchai-train'
 env = dict(os.environ, SCRATCHAI_HOME=str(tmp/'home'), MPLBACKEND='agg')

@@ -1,5 +1,5 @@
 "The whole test suite: every chapter as a test, and the checks around them. Ends with a line `N passed, N failed`."
-import hashlib,os,re,shutil,subprocess,sys,tempfile,time
+import hashlib,os,re,shutil,signal,subprocess,sys,tempfile,time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ modules = [f.stem for f in (root/'scratchai').glob('*.py') if f.stem!='_modidx']
 env = dict(os.environ, SCRATCHAI_HOME=str(tmp/'home'), MPLBACKEND='agg', MPLCONFIGDIR=str(tmp/'mpl'), OMP_NUM_THREADS='1', OMP_WAIT_POLICY='passive', PATH=f"{bin_}{os.pathsep}{os.environ['PATH']}",
            PYTHONWARNINGS=','.join(f'error::DeprecationWarning:scratchai.{m}' for m in modules))
 for k in ('PYTHONPATH', 'MAKEFLAGS', 'MAKELEVEL'): env.pop(k, None)
+signal.signal(signal.SIGINT, signal.default_int_handler) # a shell has its background jobs ignore Ctrl-C, and what they start inherits that
 
 def sh(*cmd, cwd=root, ok=0, timeout=900, **kwargs)->str:
     "Run `cmd`, and return what it printed; a status other than `ok` raises with it"
