@@ -200,7 +200,6 @@ def _walk(o, most=2000, depth=6):
         with suppress(Exception): todo.extend([(v,d+1) for v in _inside(o)])
     return res
 
-
 # %% ../nbs/01c_loader.ipynb #d5ac1b98
 def _held(ds): return [o for o in _walk(ds) if isinstance(o, _kinds) and not isinstance(o, random.SystemRandom)]
 

@@ -125,7 +125,6 @@ class Optimizer(_BaseOptimizer):
         self.param_lists,self.cbs,self.state = _to_groups(params),L(cbs),defaultdict(dict)
         self.hypers,self.names,self.frozen_idx = L({} for _ in self.param_lists),{},0
         self.set_hypers(**merge(*self.cbs.map(_defaults), defaults))
-
         if any(p.is_complex() for p in self.param_lists.concat()): raise TypeError("Pieces work on real numbers, and a parameter is complex: let `torch.view_as_complex` make it of a real one, or take `OptimWrapper`.")
 
     def _has(self, k): return any(k in _knows(cb) for cb in self.cbs)
