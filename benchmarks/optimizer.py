@@ -4,7 +4,7 @@ Usage: python benchmarks/optimizer.py [ROUNDS]"""
 import sys,time
 import torch
 from report import table,write
-from scratchai.optimizer import SGD,Adam
+from scratchai.fused import SGD,Adam
 
 def xresnet34_shapes(c_out=1000):
     "Shapes of all parameters, from the architecture's rule"

@@ -28,13 +28,13 @@ from .data import *
 from .module import *
 from .layers import *
 from .losses import *
-from .optimizer import *
+from .fused import *
 from .learner import *
 from .metrics import *
 from .schedule import *
 from .tracker import *
 from .training import *
-from .hook import *
+from .inside import *
 from .imagenette import *
 
 # %% ../nbs/99_all.ipynb #6c3910c5

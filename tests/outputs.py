@@ -1,4 +1,4 @@
-"Run chapters from the top and store what they print: python tests/outputs.py nbs/05_losses.ipynb …. Pictures are stored as palette PNGs, a quarter of the bytes."
+"Run chapters from the top and store what they print: python tests/outputs.py nbs/06_losses.ipynb …. Pictures are stored as palette PNGs, a quarter of the bytes."
 import base64,io,subprocess,sys
 from pathlib import Path
 
