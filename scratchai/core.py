@@ -19,15 +19,14 @@ from torch import Tensor
 from fastcore.all import *
 
 # %% ../nbs/00_core.ipynb #ded24139
-def default_device(
-    use:bool|int=-1, # `True`: an accelerator or an error; `False`: the CPU; -1: the best there is
+def default_device(use:bool|int=-1, # `True`: an accelerator or an error; `False`: the CPU; -1: the best there is
 )->torch.device: # Where tensors should live
     "The best device of this machine: `cuda`, else `mps`, else `cpu`"
     if use is False or use==0: return torch.device('cpu')
     if torch.cuda.is_available(): return torch.device('cuda', torch.cuda.current_device())
     if torch.backends.mps.is_available(): return torch.device('mps')
     if use==-1: return torch.device('cpu')
-    raise RuntimeError("No accelerator: torch sees neither a CUDA nor an MPS device; `default_device(False)` is the CPU.")
+    raise RuntimeError("No accelerator: torch sees neither CUDA nor MPS; `default_device(False)` is the CPU.")
 
 # %% ../nbs/00_core.ipynb #1fec2ab5
 def apply(
@@ -48,7 +47,7 @@ def apply(
     if not isinstance(x, (list,tuple,L,UserList,deque,set,frozenset)) or _is_packed(x): return func(x, *args, **kwargs)
     return type(x)(*map(go, x)) if hasattr(x, '_fields') else type(x)(map(go, x))
 
-def _is_packed(o): return hasattr(o, 'batch_sizes') # torch's `PackedSequence`: a named tuple, one part of which must stay on the CPU
+def _is_packed(o): return hasattr(o, 'batch_sizes') # torch's `PackedSequence` is a tuple that moves itself
 
 # %% ../nbs/00_core.ipynb #f8563895
 def to_device(
@@ -60,8 +59,7 @@ def to_device(
     device = default_device() if device is None else device
     return apply(lambda o: o.to(device, non_blocking=non_blocking) if hasattr(o, 'to') else o, b)
 
-def to_cpu(
-    b, # A tensor, or any nest of them
+def to_cpu(b, # A tensor, or any nest of them
 ): # The same nest on the CPU, without graphs; half precision becomes `float32`
     "Move every tensor in `b` to the CPU, cut from its graph"
     def _cpu(o):
@@ -72,8 +70,7 @@ def to_cpu(
     return apply(_cpu, b)
 
 # %% ../nbs/00_core.ipynb #655fef73
-def find_bs(
-    b, # A batch: any nest of tensors
+def find_bs(b, # A batch: any nest of tensors
 )->int: # Items in it
     "The length of the first tensor in a batch, or of the first innermost list if there is none"
     leaves = []
@@ -85,8 +82,7 @@ def find_bs(
     return find_bs(inner) if isinstance(inner, (list,tuple,L,dict)) else len(b)
 
 # %% ../nbs/00_core.ipynb #350c72b4
-def set_seed(
-    s:int, # Any whole number
+def set_seed(s:int, # Any whole number
     reproducible:bool=False, # Ask cuDNN for deterministic kernels too? Slower on a GPU
 ):
     "Set the seed of Python's, NumPy's and PyTorch's generators"
@@ -95,8 +91,7 @@ def set_seed(
 
 # %% ../nbs/00_core.ipynb #63c80566
 @contextmanager
-def no_random(
-    seed:int|None=42, # What the generators start from in the block; `None`: from where they are
+def no_random(seed:int|None=42, # What the generators start from in the block; `None`: from where they are
 ):
     "After the `with` block, Python's, NumPy's and PyTorch's generators are where they were"
     gens = [torch.default_generator, *torch.cuda.default_generators] # those of CUDA exist once it is in use
@@ -113,17 +108,15 @@ def no_random(
 def tensor(
     x, # Numbers, nested lists, an array, a Pillow image, a tensor, or a list of tensors
     *rest, # Or the numbers as separate arguments
-    **kwargs # `dtype`, `device`, `requires_grad`
+    requires_grad:bool=False, # Is it a leaf of a graph?
+    **kwargs # `dtype`, `device`
 )->Tensor: # A new tensor; a tensor is handed back as it is
     "Like `torch.tensor`, and also for images, lists of tensors, and `tensor(1, 2, 3)`"
-    if rest: x = (x,)+rest
-    if isinstance(x, (list,tuple,L)) and len(x) and isinstance(x[0], Tensor): res = torch.stack(list(x))
-    elif isinstance(x, Tensor): res = x
-    elif isinstance(x, (list,tuple,int,float,bool,complex)): return torch.tensor(x, **kwargs)
-    else: res = torch.from_numpy(np.array(x))
-    rg = kwargs.pop('requires_grad', False)
-    res = res.to(**kwargs) if kwargs else res
-    return res.requires_grad_() if rg else res
+    if rest: x = [x, *rest]
+    if isinstance(x, (list,tuple,L)): x = torch.stack(list(x)) if len(x) and isinstance(x[0], Tensor) else list(x)
+    elif not isinstance(x, (Tensor,int,float,bool,complex)): x = np.array(x)
+    res = torch.as_tensor(x, **kwargs)
+    return res.requires_grad_() if requires_grad else res
 
 # %% ../nbs/00_core.ipynb #e7f3cea2
 def _to_hwc(im):
@@ -152,8 +145,7 @@ def show_image(
     return ax
 
 # %% ../nbs/00_core.ipynb #2bf9eca3
-def show_titled_image(
-    o:tuple, # `(image, title)`
+def show_titled_image(o:tuple, # `(image, title)`
     **kwargs # Passed on to `show_image`
 ): # The axes
     "Show an `(image, title)` pair"
@@ -199,8 +191,7 @@ class _Chain:
 Self = _Chain()
 
 # %% ../nbs/00_core.ipynb #e34cdda2
-def cache_dir(
-    *parts:str, # Folders below it
+def cache_dir(*parts:str, # Folders below it
 )->Path: # Not created here
     "The folder for downloads and built-in data: `$SCRATCHAI_HOME`, or the platform's cache folder"
     base = {'darwin':'~/Library/Caches', 'win32':os.environ.get('LOCALAPPDATA', '~/AppData/Local')}.get(

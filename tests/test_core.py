@@ -1,0 +1,165 @@
+"Chapter 00: what it promises of odd nests, titles, files and seeds"
+import os,pickle,random
+from collections import Counter,OrderedDict,UserDict,UserList,defaultdict,deque,namedtuple
+from dataclasses import dataclass,field
+from pathlib import Path
+
+import matplotlib.pyplot as plt,numpy as np,pytest,torch
+from fastcore.all import L
+from PIL import Image
+from torch.nn.utils.rnn import pack_sequence
+
+from scratchai.core import *
+
+Pair = namedtuple('Pair', 'a b')
+
+@dataclass
+class Sample:
+    x: object
+    n: int = 3
+    late: object = field(default=None, init=False)
+
+@dataclass(frozen=True, slots=True)
+class Frozen: x: object
+
+class Needy(dict):
+    "A dict that cannot be made without a word"
+    def __init__(self, word): self.word = word
+
+def needy(t):
+    res = Needy('hello')
+    res['x'] = t
+    return res
+
+t = torch.ones(2, 3, requires_grad=True)
+nests = {
+    'tensor': (t, lambda o: o), 'list': ([t], lambda o: o[0]), 'tuple': ((t,), lambda o: o[0]), 'L': (L(t), lambda o: o[0]),
+    'named tuple': (Pair(t, 1), lambda o: o.a), 'dict': ({'x':t}, lambda o: o['x']), 'OrderedDict': (OrderedDict(x=t), lambda o: o['x']),
+    'defaultdict': (defaultdict(list, x=t), lambda o: o['x']), 'UserDict': (UserDict(x=t), lambda o: o['x']),
+    'a dict of its own': (needy(t), lambda o: o['x']), 'UserList': (UserList([t]), lambda o: o[0]), 'deque': (deque([t]), lambda o: o[0]),
+    'set': ({t}, lambda o: [*o][0]), 'dataclass': (Sample(t), lambda o: o.x), 'frozen dataclass': (Frozen(t), lambda o: o.x),
+    'deep': ([{'x': Pair(Sample([t]), 0)}], lambda o: o[0]['x'].a.x[0])}
+
+@pytest.mark.parametrize('kind', nests)
+def test_containers_move(kind):
+    nest,get = nests[kind]
+    moved,back = to_device(nest, 'meta'),to_cpu(nest)
+    assert type(moved) is type(nest) and get(moved).device.type=='meta'
+    assert type(back) is type(nest) and not get(back).requires_grad
+    assert get(nest) is t # the original is as it was
+    assert find_bs(nest)==2
+
+def test_containers_keep_their_ways():
+    assert to_device(defaultdict(list, x=t), 'meta')['new']==[]
+    assert needy(t).word==to_device(needy(t), 'meta').word
+    s = Sample(t)
+    s.late = [t]
+    assert to_device(s, 'meta').late[0].device.type=='meta'
+    assert to_device(('a', 3, None, Sample), 'meta')==('a', 3, None, Sample)
+    assert apply(lambda o,n,k: o*n+k, Counter(a=2), 10, k=1)==Counter(a=21)
+    arr = np.ones(2)
+    assert to_device([arr], 'meta')[0] is arr
+
+def test_packed_sequence():
+    p = pack_sequence([torch.ones(3, 2, requires_grad=True).half(), torch.ones(5, 2).half()], enforce_sorted=False)
+    m,c = to_device([p], 'meta')[0],to_cpu([p])[0]
+    assert type(m) is type(c) is type(p)
+    assert m.data.device.type==m.sorted_indices.device.type=='meta' and m.batch_sizes.device.type=='cpu'
+    assert c.data.dtype==torch.float32 and not c.data.requires_grad
+    assert find_bs((p, t))==2
+
+def test_find_bs():
+    assert [find_bs(o) for o in (torch.ones(4), torch.tensor(1.), np.ones((5,2)), ['a','b'], (['a','b','c'], 1), {'n':['a']}, ())]==[4, 1, 5, 2, 3, 1, 0]
+    assert find_bs(('name', {'x': torch.ones(7)}))==7 # a text before the first tensor
+
+def test_device():
+    assert default_device(0)==default_device(False)==torch.device('cpu')
+    assert default_device().type in ('cpu','cuda','mps')
+    if default_device().type=='cpu':
+        with pytest.raises(RuntimeError, match='No accelerator'): default_device(True)
+
+def draw(): return random.random(),np.random.rand(),torch.rand(1).item()
+
+def test_no_random():
+    set_seed(3)
+    a,b = draw(),draw()
+    set_seed(3)
+    with pytest.raises(KeyError):
+        with no_random(): raise KeyError
+    with no_random(): x = draw()
+    with no_random(42): assert draw()==x
+    with no_random(-1): assert draw()!=x
+    with no_random(None): assert draw()==a
+    assert draw()==a
+    with no_random():
+        with no_random(5): draw()
+        assert draw()==x
+    assert draw()==b
+
+def test_seed_takes_any_int():
+    for s in (-1, 2**40): set_seed(s)
+    set_seed(1, reproducible=True)
+    assert torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = False
+
+def test_tensor():
+    assert tensor(1, 2, 3).tolist()==[1,2,3] and tensor(range(3)).tolist()==[0,1,2]
+    assert tensor([1., 2.]).dtype==torch.float32 and tensor(2, dtype=torch.half).dtype==torch.half
+    assert tensor([torch.ones(2), torch.zeros(2)]).shape==(2,2)
+    assert tensor(2., requires_grad=True).requires_grad and tensor(np.ones(2), requires_grad=True).requires_grad
+    a = np.arange(3)
+    b = tensor(a)
+    a[0] = 9
+    assert b.tolist()==[0,1,2]
+    assert tensor(t) is t
+    assert tensor(Image.new('RGB', (4,3))).shape==(3,4,3)
+
+@pytest.mark.parametrize('title', ['$50_$100', '$', 'a_$x^{$', r'\frac{', 'two\nlines'])
+def test_any_text_is_a_title(title, tmp_path):
+    axs = show_images([torch.rand(3,8,8)]*2, titles=[title]*2)
+    axs[0].figure.savefig(tmp_path/'a.png')
+    assert [o.get_title() for o in axs]==[title]*2
+    show_titled_image((torch.rand(8,8), title)).figure.savefig(tmp_path/'b.png')
+
+def test_pictures():
+    shape = lambda im: show_image(im).images[0].get_array().shape
+    assert [shape(torch.rand(*s)) for s in ((3,8,9), (8,9,3), (1,8,9), (8,9,1), (8,9), (4,8,9))]==[(8,9,3), (8,9,3), (8,9), (8,9), (8,9), (8,9,4)]
+    assert shape(torch.rand(3,8,9).bfloat16())==shape(Image.new('RGB', (9,8)))==(8,9,3)
+    ax = plt.subplots()[1]
+    assert show_image(torch.rand(8,8), ctx=ax, cmap='viridis') is ax and ax.images[0].cmap.name=='viridis'
+    assert show_image(torch.rand(8,8), figsize=(1,2)).figure.get_size_inches().tolist()==[1,2]
+    assert show_titled_image((torch.rand(8,8), 7)).get_title()=='7'
+    ims = [torch.rand(8,8)]*5
+    assert [len(show_images(ims, **kw)) for kw in ({}, dict(nrows=2), dict(ncols=2), dict(nrows=5, ncols=1))]==[5,6,6,5]
+    assert show_images(ims, imsize=1)[0].figure.get_size_inches().tolist()==[5,1]
+    with pytest.raises(ValueError, match='no pictures'): show_images([])
+
+def test_self():
+    fs = L('data/cat/1.jpg', 'data/dog/2.jpg').map(Path)
+    assert fs.map(Self.parent.name())==fs.map(Self.parent.name.upper().lower())==['cat','dog']
+    assert fs.map(Self.name.split('.')[0].upper())==['1','2']
+    assert L([3,1],[2,4]).map(Self[0])==[3,2] and L([3,1],[2,4]).sorted(Self[1])[0]==[3,1]
+    assert (~Self.name)(fs[0])=='1.jpg' and Self.split('/', maxsplit=1)(('a/b/c'))==['a','b/c']
+    assert L(len, sum).map(Self([1,2]))==[2,3]
+    assert pickle.loads(pickle.dumps(Self.parent.name()))(fs[0])=='cat'
+
+def test_cache_dir(monkeypatch):
+    monkeypatch.setenv('SCRATCHAI_HOME', '/tmp/elsewhere')
+    assert cache_dir('a', 'b')==Path('/tmp/elsewhere/a/b')
+    monkeypatch.setenv('SCRATCHAI_HOME', '')
+    monkeypatch.setenv('XDG_CACHE_HOME', '/tmp/c')
+    monkeypatch.setattr('sys.platform', 'linux')
+    assert cache_dir()==Path('/tmp/c/scratchai')
+
+def test_write_whole(tmp_path):
+    f = tmp_path/'new/deeper/w.txt'
+    seen = []
+    assert write_whole(str(f), lambda p: (seen.append(p), p.write_text('first')))==f
+    assert f.read_text()=='first' and seen[0].suffix=='.txt' and seen[0].parent==f.parent
+    def breaks(p):
+        p.write_text('half')
+        raise OSError('disk full')
+    with pytest.raises(OSError, match='disk full'): write_whole(f, breaks)
+    assert f.read_text()=='first' and os.listdir(f.parent)==['w.txt']
+    write_whole(f, lambda p: p.write_text('second'))
+    assert f.read_text()=='second' and os.listdir(f.parent)==['w.txt']
