@@ -30,55 +30,38 @@ def log_softmax(
     "`x - logsumexp(x)` along `dim`, by PyTorch's kernel"
     return torch.log_softmax(x, dim)
 
-# %% ../nbs/06_losses.ipynb #df7567d4
-def _total(x, weight, dim):
-    "Sum over the classes in `dim`, each times its weight"
-    return x.sum(dim) if weight is None else x.movedim(dim, -1)@weight
-
-def _reduce(losses, n, reduction):
-    "`losses`, their sum, or their sum over `n`"
-    if reduction=='none': return losses
-    return losses.sum() if reduction=='sum' else losses.sum()/n
-
-def _every(log_ps, targ, weight, ignore_index, reduction, dim):
-    "The log-probabilities of all classes, summed, and averaged over the items that count"
-    keep = targ!=ignore_index
-    n = keep if weight is None else weight[targ*keep]*keep
-    return _reduce(torch.where(keep, _total(log_ps, weight, dim), 0.), n.sum(), reduction)
-
-# %% ../nbs/06_losses.ipynb #fe622e92
-def _soft(log_ps, q, weight, eps, reduction, dim):
-    "Cross-entropy with a distribution as target, smoothed"
-    losses = -_total(log_ps*(q*(1-eps) + eps/log_ps.shape[dim]), weight, dim)
-    return _reduce(losses, losses.numel(), reduction)
-
-def _hard(log_ps, targ, weight, ignore_index, eps, reduction, dim):
-    "Cross-entropy with class indices as target, smoothed"
-    loss = F.nll_loss(log_ps, targ, weight, ignore_index=ignore_index, reduction=reduction)
-    if eps==0: return loss
-    return torch.add(loss*(1-eps), _every(log_ps, targ, weight, ignore_index, reduction, dim), alpha=-eps/log_ps.shape[dim])
+# %% ../nbs/06_losses.ipynb #3e235b6d
+def _by_item(log_ps, targ, weight, ignore_index, eps, dim):
+    "Smoothed loss of each item, and what it counts for in a mean"
+    share = eps/log_ps.shape[dim]
+    total = lambda o: o.sum(dim) if weight is None else o.movedim(dim, -1)@weight
+    if targ.is_floating_point() and targ.shape==log_ps.shape:
+        losses = -total(log_ps*(targ*(1-eps) + share))
+        return losses,torch.ones_like(losses)
+    right,keep = F.nll_loss(log_ps, targ, weight, ignore_index=ignore_index, reduction='none'),targ!=ignore_index
+    losses = (1-eps)*right - share*torch.where(keep, total(log_ps), 0.)
+    return losses,keep if weight is None else weight[targ*keep]*keep
 
 # %% ../nbs/06_losses.ipynb #c0a0791d
 def _explain_targ(pred, targ, c, ignore_index):
     "Raise the sentence for class indices of a wrong type, shape or value"
     want = (*pred.shape[:pred.ndim>1], *pred.shape[2:])
-    if targ.is_floating_point():
-        raise TypeError(f"`targ` is {targ.dtype} {tuple(targ.shape)}: class indices are whole numbers (`targ.long()`), "
-            f"and probabilities have the shape of the predictions, {tuple(pred.shape)}.") from None
-    if targ.shape!=want: raise ValueError(f"Predictions of shape {tuple(pred.shape)} take targets of shape {want}, got {tuple(targ.shape)}.") from None
-    if targ.dtype!=torch.int64: raise TypeError(f"`targ` is {targ.dtype}: class indices must be torch.int64 (`targ.long()`).") from None
-    for i in ((targ!=ignore_index) & ((targ<0) | (targ>=c))).nonzero()[:1].tolist():
-        raise IndexError(f"`targ{i}` is {targ[tuple(i)]}, but there are {c} classes: 0 to {c-1}, or {ignore_index} to ignore an item.") from None
+    if targ.is_floating_point(): raise TypeError(f"`targ` is {targ.dtype} {*targ.shape,}: class indices are whole numbers, "
+        f"and probabilities have the shape of the predictions, {*pred.shape,}.") from None
+    if targ.shape!=want: raise ValueError(f"Predictions {*pred.shape,} take targets {want}, got {*targ.shape,}.") from None
+    if targ.dtype!=torch.int64: raise TypeError(f"`targ` is {targ.dtype}; take `targ.long()`.") from None
+    for i in ((targ!=ignore_index) & ((targ<0) | (targ>=c))).nonzero()[:1].tolist(): raise IndexError(f"`targ{i}` is "
+        f"{targ[tuple(i)]}, but there are {c} classes: 0 to {c-1}, or {ignore_index} to ignore an item.") from None
 
-# %% ../nbs/06_losses.ipynb #3e235b6d
+# %% ../nbs/06_losses.ipynb #df7567d4
 def _explain(pred, targ, weight=None, ignore_index=-100):
-    "Raise the sentence for what a kernel has just refused; return if we know none"
+    "Raise the sentence for what a kernel has just refused; return if there is none"
     for k,o in dict(pred=pred, targ=targ, weight=pred if weight is None else weight).items():
         if not isinstance(o, Tensor): raise TypeError(f"The {k} must be a tensor, got {type(o).__name__}.") from None
     c = pred.shape[min(1, pred.ndim-1)]
     if not targ.is_floating_point() or targ.shape!=pred.shape: _explain_targ(pred, targ, c, ignore_index)
-    if weight is not None and (weight.shape!=(c,) or weight.dtype!=pred.dtype):
-        raise ValueError(f"`weight` must be {pred.dtype} and ({c},), a number a class, got {weight.dtype} and {tuple(weight.shape)}.") from None
+    if weight is not None and (weight.shape,weight.dtype)!=((c,),pred.dtype): raise ValueError(f"`weight` must be "
+        f"{pred.dtype} and ({c},), a number a class, got {weight.dtype} and {*weight.shape,}.") from None
 
 # %% ../nbs/06_losses.ipynb #3802b8a0
 def nll(
@@ -97,20 +80,23 @@ def cross_entropy(
     targ:Tensor, # Class indices, `(bs,)` or `(bs, ...)`; or probabilities, the shape of `pred`
     weight:Tensor|None=None, # How much each class counts, `(c,)`
     ignore_index:int=-100, # Items with this class index count for nothing
-    label_smoothing:float=0., # Share of the target that goes to all classes evenly, 0 to 1 (Szegedy et al., 2016)
+    label_smoothing:float=0., # Share of the target that goes to all classes evenly, 0 to 1
     reduction:str='mean', # 'mean' (over the weights that count), 'sum' or 'none'
 )->Tensor: # A scalar; for 'none' the shape of the class indices
     "Negative log-likelihood of the softmax of `pred`; a sentence if an argument has a wrong type, shape or value"
-    if not 0<=label_smoothing<=1: raise ValueError(f"`label_smoothing` is a share from 0 to 1, got {label_smoothing}.")
-    if reduction not in ('mean','sum','none'): raise ValueError(f"`reduction` is 'mean', 'sum' or 'none', got {reduction!r}.")
+    if not 0<=label_smoothing<=1: raise ValueError(f"`label_smoothing` is from 0 to 1, got {label_smoothing}.")
+    if reduction not in ('mean','sum','none'): raise ValueError(f"`reduction`: 'mean', 'sum' or 'none', got {reduction!r}.")
     try:
         dim,half = min(1, pred.ndim-1),pred.dtype.itemsize<4 and torch.is_autocast_enabled(pred.device.type)
         log_ps = torch.log_softmax(pred, dim, dtype=torch.float32 if half else None)
-        if targ.is_floating_point() and targ.shape==pred.shape: return _soft(log_ps, targ, weight, label_smoothing, reduction, dim)
-        return _hard(log_ps, targ, weight, ignore_index, label_smoothing, reduction, dim)
+        if label_smoothing==0 and not targ.is_floating_point():
+            return F.nll_loss(log_ps, targ, weight, ignore_index=ignore_index, reduction=reduction)
+        losses,n = _by_item(log_ps, targ, weight, ignore_index, label_smoothing, dim)
     except (AttributeError,IndexError,RuntimeError,TypeError,ValueError):
         _explain(pred, targ, weight, ignore_index)
         raise
+    if reduction=='none': return losses
+    return losses.sum()/n.sum() if reduction=='mean' else losses.sum()
 
 # %% ../nbs/06_losses.ipynb #b048a210
 def mse(
@@ -118,17 +104,16 @@ def mse(
     targ:Tensor, # Targets, the same shape
 )->Tensor: # A scalar
     "Mean squared error"
-    if pred.shape!=targ.shape: raise ValueError(f"`mse` compares tensors of one shape, got {tuple(pred.shape)} and {tuple(targ.shape)}.")
+    if pred.shape!=targ.shape: raise ValueError(f"`mse` takes tensors of one shape, got {*pred.shape,} and {*targ.shape,}.")
     return F.mse_loss(pred, targ)
 
-# %% ../nbs/06_losses.ipynb #57fa73eb
+# %% ../nbs/06_losses.ipynb #97ccf33f
 def accuracy(
     pred:Tensor, # Logits or probabilities, `(bs, c)`; `(bs, c, ...)` with `axis=1`
     targ:Tensor, # Class indices, the shape of `pred` without `axis`
     axis:int=-1, # The dimension of the classes
 )->Tensor: # A scalar from 0 to 1
     "Share of the items whose largest prediction is at the target"
-    best = pred.argmax(axis)
-    if best.shape!=targ.shape:
-        raise ValueError(f"Predictions of shape {tuple(pred.shape)} take targets of shape {tuple(best.shape)}, got {tuple(targ.shape)}.")
+    best,has = pred.argmax(axis),targ.shape
+    if best.shape!=has: raise ValueError(f"Predictions {*pred.shape,} take targets {*best.shape,}, got {*has,}.")
     return (best==targ).float().mean()
