@@ -46,9 +46,9 @@ def _by_item(log_ps, targ, weight, ignore_index, eps, dim):
 def _explain_targ(pred, targ, c, ignore_index):
     "Raise the sentence for class indices of a wrong type, shape or value"
     want = (*pred.shape[:pred.ndim>1], *pred.shape[2:])
-    if targ.is_floating_point(): raise TypeError(f"`targ` is {targ.dtype} {*targ.shape,}: class indices are whole numbers, "
+    if targ.is_floating_point(): raise TypeError(f"`targ` is {targ.dtype} {*targ.shape,}: class indices are whole, "
         f"and probabilities have the shape of the predictions, {*pred.shape,}.") from None
-    if targ.shape!=want: raise ValueError(f"Predictions {*pred.shape,} take targets {want}, got {*targ.shape,}.") from None
+    if targ.shape!=want: raise ValueError(f"Predictions {*pred.shape,} take {want}, got {*targ.shape,}.") from None
     if targ.dtype!=torch.int64: raise TypeError(f"`targ` is {targ.dtype}; take `targ.long()`.") from None
     for i in ((targ!=ignore_index) & ((targ<0) | (targ>=c))).nonzero()[:1].tolist(): raise IndexError(f"`targ{i}` is "
         f"{targ[tuple(i)]}, but there are {c} classes: 0 to {c-1}, or {ignore_index} to ignore an item.") from None
@@ -85,7 +85,7 @@ def cross_entropy(
 )->Tensor: # A scalar; for 'none' the shape of the class indices
     "Negative log-likelihood of the softmax of `pred`; a sentence if an argument has a wrong type, shape or value"
     if not 0<=label_smoothing<=1: raise ValueError(f"`label_smoothing` is from 0 to 1, got {label_smoothing}.")
-    if reduction not in ('mean','sum','none'): raise ValueError(f"`reduction`: 'mean', 'sum' or 'none', got {reduction!r}.")
+    if reduction not in ('mean','sum','none'): raise ValueError(f"`reduction`: mean, sum or none, got {reduction!r}.")
     try:
         dim,half = min(1, pred.ndim-1),pred.dtype.itemsize<4 and torch.is_autocast_enabled(pred.device.type)
         log_ps = torch.log_softmax(pred, dim, dtype=torch.float32 if half else None)
@@ -104,7 +104,7 @@ def mse(
     targ:Tensor, # Targets, the same shape
 )->Tensor: # A scalar
     "Mean squared error"
-    if pred.shape!=targ.shape: raise ValueError(f"`mse` takes tensors of one shape, got {*pred.shape,} and {*targ.shape,}.")
+    if pred.shape!=targ.shape: raise ValueError(f"`mse` takes one shape, got {*pred.shape,} and {*targ.shape,}.")
     return F.mse_loss(pred, targ)
 
 # %% ../nbs/06_losses.ipynb #97ccf33f

@@ -96,7 +96,7 @@ x,y = torch.zeros(4, 3),tensor([0,1,3,2])
 maps = torch.zeros(2, 3, 4, 4)
 @pytest.mark.parametrize('args,kw,says', [
     ((x, y), {}, '`targ[2]` is 3, but there are 3 classes: 0 to 2, or -100'), ((x, y-2), {}, '`targ[0]` is -2'),
-    ((x, y[:,None]), {}, 'take targets (4,), got (4, 1)'), ((x, y/2), {}, 'float32 (4,): class indices are whole numbers'),
+    ((x, y[:,None]), {}, '(4, 3) take (4,), got (4, 1)'), ((x, y/2), {}, 'float32 (4,): class indices are whole'),
     ((x, y[:,None]/2), dict(label_smoothing=.1), 'float32 (4, 1): class indices'), ((x, (y%3).int()), {}, 'int32; take `targ.long()`'),
     ((x, y%3, torch.ones(2)), {}, '(3,), a number a class'), ((x, torch.rand(4,3), torch.ones(2)), {}, '(3,), a number a class'),
     ((x, y%3, torch.ones(3).double()), {}, '`weight` must be torch.float32'), ((x, y%3, [1.,1.,1.]), {}, 'weight must be a tensor, got list'),
