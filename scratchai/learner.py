@@ -5,28 +5,21 @@
 # %% auto #0
 __all__ = ['event', 'RegModel', 'synth_dls', 'CancelFitException', 'CancelEpochException', 'CancelTrainException',
            'CancelValidException', 'CancelBatchException', 'CancelBackwardException', 'CancelStepException', 'Callback',
-           'sort_by_run', 'Caller', 'trainable_params', 'Learner', 'find_bs', 'synth_learner', 'TrainEvalCallback',
-           'Metric', 'AvgMetric', 'mk_metric', 'AvgLoss', 'ValueMetric', 'AvgSmoothLoss', 'Recorder', 'format_time',
-           'ProgressCallback']
+           'sort_by_run', 'trainable_params', 'norm_bias_params', 'Learner', 'TrainEvalCallback', 'synth_learner']
 
-# %% ../nbs/08_learner.ipynb #4bbddc54
-import difflib,inspect,os,re,signal,sys,threading,time,warnings
+# %% ../nbs/08_learner.ipynb #0c8243aa
+import warnings
 from contextlib import ExitStack,contextmanager
-from copy import copy,deepcopy
-from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
-from textwrap import indent
 
-import matplotlib.pyplot as plt,torch
-from torch import Tensor
+import torch
 from fastcore.all import *
 from .core import *
 from .module import Module,Parameter
 from .losses import cross_entropy,mse
-from .fused import Adam,SGD
+from .optimizer import Adam,SGD
 
-# %% ../nbs/08_learner.ipynb #361bb0a3
+# %% ../nbs/08_learner.ipynb #e0680045
 class RegModel(Module):
     "`a*x + b`"
     def __init__(self): self.a,self.b = Parameter(torch.randn(1)),Parameter(torch.randn(1))
@@ -41,258 +34,112 @@ def synth_dls(
 )->NS: # Has `train` and `valid`: lists of pairs `(x, y)`, each `(bs, 1)`
     "Points near the line `a*x + b`"
     def _batch(x): return x,a*x + b + 0.1*torch.randn(bs, 1)
-    return NS(train=[_batch(torch.randn(bs, 1)) for _ in range(n_trn)], valid=[_batch(torch.randn(bs, 1)) for _ in range(n_val)])
+    train,valid = [[_batch(torch.randn(bs, 1)) for _ in range(n)] for n in (n_trn,n_val)]
+    return NS(train=train, valid=valid)
 
-# %% ../nbs/08_learner.ipynb #4b45708b
+# %% ../nbs/08_learner.ipynb #9e80088e
 event = NS(**{o:o for o in '''after_create before_fit before_epoch before_train before_batch after_pred after_loss
-    before_backward after_cancel_backward after_backward before_step after_cancel_step after_step after_cancel_batch after_batch
-    after_cancel_train after_train before_validate after_cancel_validate after_validate after_cancel_epoch after_epoch
-    after_cancel_fit after_fit cleanup_fit'''.split()})
+    before_backward after_cancel_backward after_backward before_step after_cancel_step after_step after_cancel_batch
+    after_batch after_cancel_train after_train before_validate after_cancel_validate after_validate after_cancel_epoch
+    after_epoch after_cancel_fit after_fit cleanup_fit'''.split()})
 
-# %% ../nbs/08_learner.ipynb #0c7b4f55
-_events = list(event)
-_inner = set(_events[_events.index('before_batch'):_events.index('after_batch')+1])
-
-# %% ../nbs/08_learner.ipynb #c269a5ed
+# %% ../nbs/08_learner.ipynb #da9d6265
 class CancelFitException(Exception): "Skip the rest of the fit; next come `after_cancel_fit` and `after_fit`"
 class CancelEpochException(Exception): "Skip the rest of the epoch; next come `after_cancel_epoch` and `after_epoch`"
-class CancelTrainException(Exception): "Skip the rest of the training in this epoch; next come `after_cancel_train` and `after_train`"
+class CancelTrainException(Exception): "Skip the rest of this epoch's training; next: `after_cancel_train`, `after_train`"
 
-# %% ../nbs/08_learner.ipynb #7d2d9a41
-class CancelValidException(Exception): "Skip the rest of the validation; next come `after_cancel_validate` and `after_validate`"
+# %% ../nbs/08_learner.ipynb #4aaa7136
+class CancelValidException(Exception): "Skip the rest of the validation; next: `after_cancel_validate`, `after_validate`"
 class CancelBatchException(Exception): "Skip the rest of the batch; next come `after_cancel_batch` and `after_batch`"
-class CancelBackwardException(Exception): "Skip the backward pass; next come `after_cancel_backward` and `after_backward`"
+class CancelBackwardException(Exception): "Skip the backward pass; next: `after_cancel_backward`, `after_backward`"
 
 # %% ../nbs/08_learner.ipynb #1e3febc0
 class CancelStepException(Exception): "Skip the optimizer's step; next come `after_cancel_step` and `after_step`"
 
-# %% ../nbs/08_learner.ipynb #2542e910
-_cancels = dict(fit=CancelFitException, epoch=CancelEpochException, train=CancelTrainException, validate=CancelValidException,
-    batch=CancelBatchException, backward=CancelBackwardException, step=CancelStepException)
+# %% ../nbs/08_learner.ipynb #70c9eb31
+_cancels = dict(fit=CancelFitException, epoch=CancelEpochException, train=CancelTrainException,
+    validate=CancelValidException, batch=CancelBatchException, backward=CancelBackwardException, step=CancelStepException)
 
-# %% ../nbs/08_learner.ipynb #5cbd50db
-_v1 = dict(on_train_begin='before_fit', on_epoch_begin='before_epoch', on_batch_begin='before_batch', on_loss_begin='after_pred',
-    on_backward_begin='before_backward', on_backward_end='after_backward', on_step_end='after_step', on_batch_end='after_batch',
-    on_epoch_end='after_epoch', on_train_end='after_fit')
+# %% ../nbs/08_learner.ipynb #11c1d095
+def _event_name(cls, k):
+    "The event that the attribute `k` of a callback is for; `k` itself if it is for none"
+    new = 'before_'+k[6:] if k.startswith('begin_') else k
+    if not hasattr(event, new) and k.startswith(('before_','after_','begin_','cleanup_')):
+        raise AttributeError(f'`{cls.__name__}.{k}` would never run: no event has this name. `list(event)` has them all.')
+    return new
 
-@lru_cache(None)
-def _meant(name):
-    "The event that `name` is, was once, or resembles; none if it looks like no event"
-    new = re.sub('^begin_', 'before_', name)
-    if new in _events: return new
-    cutoff = 0 if re.match('(before|after|begin|cleanup)_', name) else 0.85
-    return _v1.get(name) or first(difflib.get_close_matches(new, _events, 1, cutoff))
+# %% ../nbs/08_learner.ipynb #8f18b8b9
+_inner = set('before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step '
+    'after_cancel_step after_step after_cancel_batch after_batch'.split())
 
-# %% ../nbs/08_learner.ipynb #4f2e6f4c
-def _event_methods(cb):
-    "The bound method of `cb` for each event it handles"
-    res = {}
-    for o in dict.fromkeys([*dir(type(cb)), *vars(cb)]):
-        ev = None if o.startswith('_') else _meant(o)
-        if not ev or isinstance(inspect.getattr_static(cb, o), property) or not callable(getattr(cb, o)): continue
-        if re.sub('^begin_', 'before_', o)!=ev:
-            raise AttributeError(f"`{type(cb).__name__}.{o}` would never run, because no event has this name; did you mean `{ev}`?")
-        if o==ev or ev not in res: res[ev] = getattr(cb, o)
-    return res
-
-# %% ../nbs/08_learner.ipynb #d1376819
-def _warn_old(cb):
-    "A deprecation warning for each `begin_` method, at the line of its definition"
-    for o in dict.fromkeys([*dir(type(cb)), *vars(cb)]):
-        f = getattr(cb, o) if o.startswith('begin_') else None
-        f = getattr(inspect.unwrap(getattr(f, 'func', f)), '__code__', None)
-        if f: warnings.warn_explicit(f"`{o}` is called `{_meant(o)}` today.", DeprecationWarning, f.co_filename, f.co_firstlineno, type(cb).__module__)
-
-# %% ../nbs/08_learner.ipynb #eee69202
-_resort = {*_events, 'order', 'run_before', 'run_after', 'toward_end'}
-
-class _Through:
-    "Reads from its learner what it does not have"
-    def __getattr__(self, k):
-        if k.startswith('__') or self.learn is None: raise AttributeError(f"`{self}` has no `{k}`, and no learner to ask for it.")
-        try: return getattr(self.learn, k)
-        except AttributeError: raise AttributeError(f"Neither `{self}` nor its learner has `{k}`.") from None
-
-    def __setattr__(self, k, v):
-        if self.learn and k not in self.__dict__ and not hasattr(type(self), k) and hasattr(self.learn, k):
-            warnings.warn(f"`self.{k} = …` in `{self}` hides the learner's `{k}`; write `self.learn.{k} = …` to change that one.", stacklevel=2)
-        object.__setattr__(self, k, v)
-        if k in _resort and self.learn: self.learn._calls = None
-
-# %% ../nbs/08_learner.ipynb #c74069d7
-class Callback(_Through):
-    "Something for the training loop to call: methods named like events"
+class Callback(GetAttr):
+    "Methods named like events, for a learner to call; what it has not, its learner is asked for"
+    _default,learn,run,run_train,run_valid = 'learn',None,True,True,True
     order,run_before,run_after,toward_end = 0,(),(),False
-    learn,run,run_train,run_valid = None,True,True,True
     def __init__(self,
         **kwargs, # Functions of the callback by event, `Callback(after_epoch=f)`
     ):
-        for k,f in kwargs.items(): setattr(self, k, partial(f, self))
-
+        for k,f in kwargs.items(): setattr(self, _event_name(type(self), k), partial(f, self))
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for k,f in list(vars(cls).items()):
+            if callable(f) and _event_name(cls, k)!=k: setattr(cls, _event_name(cls, k), f)
+    def __call__(self, event_name):
+        "Run the method `event_name`, unless this callback is switched off"
+        runs = event_name not in _inner or self.learn is None or (self.run_train if self.learn.training else self.run_valid)
+        if self.run and runs: getattr(self, event_name)()
+        if event_name=='cleanup_fit': vars(self).pop('run', None)
+    def __setattr__(self, k, v):
+        if self.learn is not None and k not in vars(self) and not hasattr(type(self), k) and hasattr(self.learn, k):
+            warnings.warn(f"`self.{k} = …` in `{self}` hides the learner's `{k}`; did you mean `self.learn.{k} = …`?", stacklevel=2)
+        super().__setattr__(k, v)
+    def __repr__(self): return type(self).__name__
     learner = property(lambda self: self.learn, doc="The same as `learn`")
     name = property(lambda self: class2attr(self, 'Callback'), doc="The class's name in snake case, without 'Callback'")
-    def __repr__(self): return type(self).__name__
-    def __dir__(self): return [*super().__dir__(), *(dir(self.learn) if self.learn else ())]
 
-# %% ../nbs/08_learner.ipynb #b2991c43
+for o in event: setattr(Callback, o, noop)
+
+# %% ../nbs/08_learner.ipynb #9206999b
 def _precedes(a, b):
     "Did `a` or `b` ask that `a` run first?"
-    return a is not b and (_is_any(b, a.run_before) or _is_any(a, b.run_after))
+    def _is(cb, kind): return cb.__class__.__name__==kind if isinstance(kind, str) else isinstance(cb, kind)
+    return a is not b and any(_is(b, k) for k in L(a.run_before)) or any(_is(a, k) for k in L(b.run_after))
 
-def _is_any(cb, kinds): return any(k in L(type(cb).__mro__).attrgot('__name__') if isinstance(k, str) else isinstance(cb, k) for k in L(kinds))
-
-# %% ../nbs/08_learner.ipynb #d95f1f17
 def sort_by_run(
     cbs, # Callbacks
 )->L: # The same, in the order in which they run
     "By `order`, those with `toward_end` last; then as `run_before` and `run_after` ask"
     todo,res = sorted(cbs, key=lambda o: (o.toward_end, o.order)),L()
     while todo:
-        cb = first(o for o in todo if not any(_precedes(p, o) for p in todo))
-        if cb is None: raise ValueError(f"These callbacks wait for each other, so none can be first: {' before '.join(_ring(todo))}.")
+        cb = first(o for o in todo if not any(p is not o and _precedes(p, o) for p in todo))
+        if cb is None: raise ValueError(f"These callbacks wait for each other: {', '.join(map(str, todo))}.")
         todo.remove(cb)
         res.append(cb)
     return res
 
-# %% ../nbs/08_learner.ipynb #96de47c7
-def _ring(cbs):
-    "Names of some of `cbs` that wait for each other, given that each waits for another"
-    path = [cbs[0]]
-    while not any(o is path[-1] for o in path[:-1]): path.append(first(o for o in cbs if _precedes(o, path[-1])))
-    start = next(i for i,o in enumerate(path) if o is path[-1])
-    return [str(o) for o in path[start:][::-1]]
-
-# %% ../nbs/08_learner.ipynb #02fb4a99
-class Caller:
-    "Has callbacks, and calls them at events"
-    cbs,training,_calls = L(),False,None
-    def __call__(self, event_name):
-        "Call the method `event_name` of each callback that has one and runs now"
-        if self._calls is None: self._calls = _find_calls(self.cbs)
-        for cb,f,inner in self._calls[event_name]:
-            if cb.learn and cb.run and (not inner or (cb.run_train if self.training else cb.run_valid)): _call_one(cb, f, event_name)
-
-    def __getattr__(self, k):
-        cb = first(cb for cb in self.__dict__.get('cbs', ()) if cb.name==k)
-        if cb is None: raise AttributeError(f"`{type(self).__name__}` has no attribute `{k}`, nor a callback of this name.")
-        return cb
-
-# %% ../nbs/08_learner.ipynb #f5c0eb76
-def _find_calls(cbs):
-    "`(callback, method, is it an inner event)` of all that handle an event, for each event"
-    cbs = [(cb,_event_methods(cb)) for cb in sort_by_run(cbs)]
-    return {o: [(cb, fs[o], o in _inner) for cb,fs in cbs if o in fs] for o in _events}
-
-# %% ../nbs/08_learner.ipynb #28ed5448
-def _add_note(e, msg):
-    "Let the traceback of `e` end with `msg`; before Python 3.11 only notebooks show it"
-    if hasattr(e, 'add_note'): e.add_note(msg)
-    else: e.__notes__ = [*getattr(e, '__notes__', ()), msg]
-
-def _call_one(cb, f, event_name):
-    "Call `f`, a method of `cb`"
-    try: f()
-    except BaseException as e:
-        _add_note(e, f"Raised in the callback `{cb}`, at the event `{event_name}`.")
-        raise
-
-# %% ../nbs/08_learner.ipynb #dd023c6c
-def _mk_cb(cb):
-    "A callback, from one or a class of them"
-    cb = cb() if isinstance(cb, type) else cb
-    if not isinstance(cb, Callback): raise TypeError(f"{cb!r} is no callback; a function becomes one by `Callback(after_batch=f)`, with its event.")
-    return cb
-
-# %% ../nbs/08_learner.ipynb #faee9821
-@patch
-def add_cb(self:Caller,
-    cb, # A callback, or a class of them
-): # Itself
-    "Add a callback"
-    cb = _mk_cb(cb)
-    if not any(o is cb for o in self.cbs):
-        _event_methods(cb)
-        _warn_old(cb)
-        self.cbs,self._calls = self.cbs+[cb],None
-    cb.learn = self
-    return self
-
-# %% ../nbs/08_learner.ipynb #5c85d9a3
-@patch
-def remove_cb(self:Caller,
-    cb, # A callback, or a class: all that are of it
-): # Itself
-    "Remove a callback"
-    gone = [o for o in self.cbs if o is cb or (isinstance(cb, type) and isinstance(o, cb))]
-    self.cbs,self._calls = self.cbs.filter(lambda o: not any(o is g for g in gone)),None
-    for o in gone: o.learn = None if o.learn is self else o.learn
-    return self
-
-# %% ../nbs/08_learner.ipynb #2d419d32
-@patch
-def add_cbs(self:Caller, cbs): # One callback or class, or several
-    "Add callbacks"
-    for cb in L(cbs): self.add_cb(cb)
-    return self
-
-@patch
-def remove_cbs(self:Caller, cbs): # One callback or class, or several
-    "Remove callbacks"
-    for cb in L(cbs): self.remove_cb(cb)
-    return self
-
-# %% ../nbs/08_learner.ipynb #9ae75aba
-@contextmanager
-def _bound(cbs, learn):
-    "Callbacks that belong to `learn` for the length of a block"
-    old = [(cb,cb.learn) for cb in cbs]
-    for cb in cbs: cb.learn = learn
-    try: yield
-    finally:
-        for cb,o in old: cb.learn = o
-
-# %% ../nbs/08_learner.ipynb #307a8838
-@patch
-@contextmanager
-def added_cbs(self:Caller, cbs): # One callback or class, or several
-    "A `with` block with these callbacks too"
-    cbs = L(cbs).map(_mk_cb)
-    new = [o for o in cbs if not any(o is c for c in self.cbs)]
-    with _bound(new, self):
-        try: yield self.add_cbs(new)
-        finally: self.remove_cbs(new)
-
-# %% ../nbs/08_learner.ipynb #ba1ba6a1
-@patch
-@contextmanager
-def removed_cbs(self:Caller, cbs): # One callback or class, or several
-    "A `with` block without these callbacks"
-    old = self.cbs
-    try: yield self.remove_cbs(cbs)
-    finally: self.add_cbs([o for o in old if not any(o is c for c in self.cbs)])
-
-@patch
-def ordered_cbs(self:Caller,
-    event_name:str, # An event
-)->L: # Callbacks
-    "The callbacks that handle an event, in the order in which they run"
-    return L(o[0] for o in _find_calls(self.cbs)[event_name])
-
-# %% ../nbs/08_learner.ipynb #4ad5437b
+# %% ../nbs/08_learner.ipynb #472277b3
 def trainable_params(
     m, # A model, ours or a `torch.nn.Module`
 )->L: # Its parameters that want a gradient
     "The plain splitter: every trainable parameter, in one group"
     return L(o for o in m.parameters() if o.requires_grad)
 
-# %% ../nbs/08_learner.ipynb #349874ea
-_idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None)
-_start = dict(_idle, n_epoch=0, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., training=False, fitting=False, final_record=None, _part=None)
+def norm_bias_params(
+    m, # A model, ours or a `torch.nn.Module`
+)->tuple: # Parameters of its normalization layers, and all other biases
+    "The parameters that weight decay leaves out"
+    norm = L(p for o in m.modules() if 'Norm' in type(o).__name__ for p in o.parameters())
+    ids = set(map(id, norm))
+    return norm,L(p for n,p in m.named_parameters() if n.split('.')[-1]=='bias' and id(p) not in ids)
 
-# %% ../nbs/08_learner.ipynb #b8f36ece
-class Learner(Caller):
+# %% ../nbs/08_learner.ipynb #48342c33
+_idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None, training=False, busy=False)
+_start = dict(n_epoch=1, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., fitting=False, final_record=None)
+
+# %% ../nbs/08_learner.ipynb #ffd93f85
+class Learner:
     "A model, its data and a loss, and the loop that trains the one on the other"
-    default_callbacks,device,busy = L(),None,False
+    default_callbacks = L()
     def __init__(self,
         dls, # Has `train` and `valid`, each an iterable of batches with a length
         model, # Ours, or any `torch.nn.Module`
@@ -313,260 +160,158 @@ class Learner(Caller):
         loss_func = ifnone(loss_func, ifnone(getattr(dls, 'loss_func', None), cross_entropy))
         path = Path(ifnone(path, getattr(dls, 'path', None) or '.'))
         store_attr(but='cbs,default_cbs')
-        self.__dict__.update(_start, opt=None, cbs=L(), history=[], logger=print, create_mbar=True, bars=True, _ctrl_c=_CtrlC())
+        self.__dict__.update(_idle, **_start, opt=None, cbs=L(), history=[], logger=print)
         self.add_cbs(self.default_callbacks if default_cbs else None).add_cbs(cbs)
         self('after_create')
 
+    def __call__(self, event_name):
+        for cb in self.cbs:
+            if cb.learn is self: cb(event_name)
+    def _part(self, name, f):
+        "Part `name` of the loop: the event before, `f()`, perhaps a cancelling, the event after"
+        try:
+            self(f'before_{name}')
+            f()
+        except _cancels[name]: self(f'after_cancel_{name}')
+        self(f'after_{name}')
+    def fit(self,
+        n_epoch:int, # How many epochs
+        lr=None, # Learning rate, one or one a group; `None`: the learner's
+        wd:float|None=None, # Weight decay; `None`: the learner's, or, where that is `None` too, as it was
+        cbs=None, # Callbacks for this fit only
+        reset_opt:bool=False, # Begin with a new optimizer?
+        start_epoch:int=0, # Epochs before this one count as done
+    ):
+        "Train for `n_epoch` epochs, and validate after each"
+        if not 0<=start_epoch<=n_epoch: raise ValueError(f'`start_epoch` is between 0 and `n_epoch`={n_epoch}, not {start_epoch}.')
+        if reset_opt or self.opt is None: self.create_opt()
+        self.opt.set_hypers(lr=ifnone(lr, self.lr))
+        self.set_wd(ifnone(wd, self.wd))
+        self.opt.zero_grad()
+        self._run(lambda: self._epochs(start_epoch), cbs, n_epoch=n_epoch, fitting=True)
+    def _run(self, f, cbs, **state):
+        "Part `fit`, with `cbs` for its length; whatever happens, `cleanup_fit` of every callback comes last"
+        if self.busy: raise RuntimeError('This learner is at work; in a callback, use a second `Learner` with the same model.')
+        with self.added_cbs(cbs):
+            for cb in self.cbs: cb.learn = self
+            self.__dict__.update({**_start, **state, 'busy':True, 'cbs':sort_by_run(self.cbs)})
+            try: self._part('fit', f)
+            finally:
+                with ExitStack() as stack:
+                    stack.callback(self.__dict__.update, _idle)
+                    for cb in reversed(self.cbs): stack.callback(cb, 'cleanup_fit')
+    def _epochs(self, start):
+        for self.epoch in range(start, self.n_epoch): self._part('epoch', self._epoch)
+    def _epoch(self):
+        self._pass('train', self.dls.train)
+        self._pass('validate', getattr(self.dls, 'valid', None))
+    def _pass(self, name, dl):
+        self.dl,self.training = ifnone(dl, []),name=='train'
+        with torch.set_grad_enabled(self.training): self._part(name, self.all_batches)
+    def all_batches(self):
+        "Train on all batches of `self.dl`, or validate on them"
+        self.n_iter,device = len(self.dl),getattr(first(self.model.parameters()), 'device', 'cpu')
+        for i,b in enumerate(self.dl): self.one_batch(i, to_device(b, device))
+    def one_batch(self,
+        i:int, # Its number in the epoch
+        b, # A batch on the model's device: a tuple of inputs and targets
+    ):
+        "Train on a batch, or validate on it"
+        self.iter,self.pred,self.loss,self.loss_grad = i,None,None,None
+        b = tuple(b) if is_listy(b) else (b,)
+        n = getattr(self.dls, 'n_inp', None) or max(1, len(b)-1)
+        self.xb,self.yb = b[:n],b[n:]
+        self._part('batch', self._batch)
+    def _batch(self):
+        self.pred = self.model(*self.xb)
+        self('after_pred')
+        if self.yb:
+            self.loss_grad = self.loss_func(self.pred, *self.yb)
+            self.loss = self.loss_grad.detach().clone()
+        self('after_loss')
+        if not self.training or not self.yb: return
+        self._part('backward', self._backward)
+        self._part('step', self._step)
+        self.opt.zero_grad()
+    def _backward(self): self.loss_grad.backward()
+    def _step(self): self.opt.step()
+
+    def create_opt(self):
+        "Make the optimizer"
+        self.lr = getattr(self.opt_func, 'keywords', {}).get('lr', self.lr)
+        self.opt = self.opt_func(self.splitter(self.model), lr=self.lr)
+        if not hasattr(self.opt, 'set_hypers'):
+            raise TypeError(f'`opt_func` made a `{type(self.opt).__name__}`, which has no `set_hypers`: use `OptimWrapper`.')
+        self.opt.set_names(self.model.named_parameters())
+        norm,bias = norm_bias_params(self.model)
+        for p in [] if self.wd_bn_bias else norm+bias: self.opt.state[p]['do_wd'] = False
+        for p in norm if self.train_bn else []: self.opt.state[p]['force_train'] = True
+    def set_wd(self, wd:float|None): # Weight decay; `None` leaves it as it is
+        "Set the optimizer's weight decay"
+        if self.opt is None: self.create_opt()
+        if wd is not None: self.opt.set_hypers(wd=wd)
+    def freeze_to(self, n:int): # Groups before this one are frozen; negative: counted from the end
+        "Freeze the first parameter groups"
+        if self.opt is None: self.create_opt()
+        self.opt.freeze_to(n)
+    def freeze(self): self.freeze_to(-1) # Train the last group only
+    def unfreeze(self): self.freeze_to(0) # Train all groups
+
+    def add_cb(self, cb): # A callback, or a class of them
+        "Add a callback; returns the learner"
+        cb = cb() if isinstance(cb, type) else cb
+        if not isinstance(cb, Callback): raise TypeError(f'{cb!r} is no callback; a function becomes one by `Callback(after_batch=f)`.')
+        cb.learn,self.cbs = self,sort_by_run(self.cbs.filter(lambda o: o is not cb) + [cb])
+        return self
+    def remove_cb(self, cb): # A callback, or a class: all that are of it
+        "Remove a callback; returns the learner"
+        gone = self.cbs.filter(lambda o: o is cb or isinstance(cb, type) and isinstance(o, cb))
+        for o in gone: o.learn = None
+        self.cbs = self.cbs.filter(lambda o: o not in gone)
+        return self
+    def add_cbs(self, cbs): return reduce(lambda learn,cb: learn.add_cb(cb), L(cbs), self) # One or several
+    def remove_cbs(self, cbs): return reduce(lambda learn,cb: learn.remove_cb(cb), L(cbs), self) # One or several
+    @contextmanager
+    def added_cbs(self, cbs): # One callback or class, or several
+        "A `with` block with these callbacks too"
+        new = L(o() if isinstance(o, type) else o for o in L(cbs)).filter(lambda o: o not in self.cbs)
+        try: yield self.add_cbs(new)
+        finally: self.remove_cbs(new)
+    @contextmanager
+    def removed_cbs(self, cbs): # One callback or class, or several
+        "A `with` block without these callbacks"
+        old = self.cbs
+        try: yield self.remove_cbs(cbs)
+        finally: self.add_cbs(old)
+    def ordered_cbs(self, event_name:str)->L: # An event
+        "The callbacks that handle an event, in the order in which they run"
+        return self.cbs.filter(lambda o: getattr(o, event_name) is not noop)
+    def __getattr__(self, k):
+        for cb in self.__dict__.get('cbs', ()):
+            if cb.name==k: return cb
+        raise AttributeError(f'The learner has no attribute `{k}`, nor a callback of this name.')
     x = property(lambda self: detuplify(self.xb), doc="The input, or a tuple of several")
     y = property(lambda self: detuplify(self.yb), doc="The target, or a tuple of several")
 
-# %% ../nbs/08_learner.ipynb #6b818796
-@patch
-def _with_events(self:Learner, f, part):
-    outer,self._part = self._part,part
-    try:
-        self(f'before_{part}')
-        f()
-    except _cancels[part]:
-        self._part = part
-        self(f'after_cancel_{part}')
-    self(f'after_{part}')
-    self._part = outer
+# %% ../nbs/08_learner.ipynb #bdb643e0
+class TrainEvalCallback(Callback):
+    "Brings the model to its device and into training or evaluation mode, and counts"
+    order,run_valid,modes = -10,False,()
+    def before_fit(self):
+        self.modes,device = [(o, o.training) for o in self.model.modules()],getattr(self.dls, 'device', None)
+        for o in (self.model, self.loss_func): o.to(device) if device is not None and hasattr(o, 'to') else None
+    def before_train(self):
+        self.learn.pct_train = self.epoch/self.n_epoch
+        self.model.train()
+    def before_validate(self): self.model.eval()
+    def after_batch(self):
+        self.learn.train_iter += 1
+        self.learn.pct_train = (self.epoch + (self.iter+1)/self.n_iter)/self.n_epoch
+    def cleanup_fit(self):
+        for m,mode in () if self.fitting else self.modes: m.training = mode
+        self.modes = ()
 
-# %% ../nbs/08_learner.ipynb #a47e93cf
-@patch
-def one_batch(self:Learner,
-    i:int, # Its number in the epoch
-    b, # A batch: a tuple of inputs and targets
-):
-    "Train on a batch, or validate on it"
-    self._ctrl_c.busy = True
-    self.iter,self.pred,self.loss,self.loss_grad = i,None,None,None
-    self.xb,self.yb = _split(self.dls, to_device(b, self.device or _device(self)))
-    self._with_events(self._do_one_batch, 'batch')
-    self._ctrl_c.release()
-
-# %% ../nbs/08_learner.ipynb #7861f53d
-def _device(learn):
-    "Where batches should go"
-    p = first(learn.model.parameters())
-    return p.device if p is not None else getattr(learn.dls, 'device', None) or 'cpu'
-
-def _split(dls, b):
-    "The inputs and the targets of a batch, two tuples"
-    b = tuple(b) if isinstance(b, (tuple,list,L)) else (b,)
-    i = getattr(dls, 'n_inp', None) or max(1, len(b)-1)
-    return b[:i],b[i:]
-
-# %% ../nbs/08_learner.ipynb #2e1dde03
-@patch
-def _do_one_batch(self:Learner):
-    self.pred = self.model(*self.xb)
-    self('after_pred')
-    if self.yb:
-        self.loss_grad = self.loss_func(self.pred, *self.yb)
-        self.loss = self.loss_grad.detach().clone()
-    self('after_loss')
-    if not self.training or not self.yb: return
-    self._with_events(self._backward, 'backward')
-    self._with_events(self._step, 'step')
-    self.opt.zero_grad()
-
-# %% ../nbs/08_learner.ipynb #1b070964
-@patch
-def _backward(self:Learner): _with_graph(self.loss_grad).backward()
-@patch
-def _step(self:Learner): self.opt.step()
-
-# %% ../nbs/08_learner.ipynb #47c6ae33
-def _with_graph(loss):
-    if not loss.requires_grad: raise RuntimeError("The loss does not depend on a parameter that is trained: are all of them frozen (`learn.unfreeze()`), or did something detach it?")
-    return loss
-
-# %% ../nbs/08_learner.ipynb #5528d6dc
-@patch
-def all_batches(self:Learner):
-    "Train on all batches of `self.dl`, or validate on them"
-    self.n_iter,self.device = len(self.dl),_device(self)
-    if not self.n_iter: warnings.warn(f"The {'training' if self.training else 'validation'} set has no batches, so there is no loss and no metric.")
-    for i,b in enumerate(self.dl): self.one_batch(i, b)
-
-# %% ../nbs/08_learner.ipynb #87a30c1f
-@patch
-def _do_epoch(self:Learner):
-    self.dl,self.training = self.dls.train,True
-    self._with_events(self.all_batches, 'train')
-    self._do_validate(getattr(self.dls, 'valid', None))
-
-@patch
-def _do_validate(self:Learner, dl):
-    self.dl,self.training = ifnone(dl, []),False
-    with torch.no_grad(): self._with_events(self.all_batches, 'validate')
-
-# %% ../nbs/08_learner.ipynb #33a6863a
-@patch
-def _do_epochs(self:Learner, start):
-    for self.epoch in range(start, self.n_epoch): self._with_events(self._do_epoch, 'epoch')
-
-# %% ../nbs/08_learner.ipynb #877824b1
-@patch
-def create_opt(self:Learner):
-    "Make the optimizer"
-    self.lr = getattr(self.opt_func, 'keywords', {}).get('lr', self.lr)
-    self.opt = _informed(self.opt_func(self.splitter(self.model), lr=self.lr), self)
-
-# %% ../nbs/08_learner.ipynb #402a3301
-def _informed(opt, learn):
-    "The optimizer `opt`, which knows the names of the parameters, and those that want to be treated in another way"
-    if not hasattr(opt, 'set_hypers'):
-        raise TypeError(f"`opt_func` made a `{type(opt).__name__}`, which has no `set_hypers`; wrap it with `OptimWrapper`.")
-    norm,bias = _norm_bias(learn.model)
-    opt.set_names(learn.model.named_parameters())
-    for p in [] if learn.wd_bn_bias else norm+bias: opt.state[p]['do_wd'] = False
-    for p in norm if learn.train_bn else []: opt.state[p]['force_train'] = True
-    return opt
-
-# %% ../nbs/08_learner.ipynb #f05f0d91
-def _norm_bias(m):
-    "Parameters of normalization layers, and all other biases"
-    norm = L(p for o in m.modules() if 'Norm' in type(o).__name__ for p in o.parameters())
-    ids = set(map(id, norm))
-    return norm,L(p for n,p in m.named_parameters() if n.split('.')[-1]=='bias' and id(p) not in ids)
-
-# %% ../nbs/08_learner.ipynb #626527cf
-@patch
-def fit(self:Learner,
-    n_epoch:int, # How many epochs
-    lr=None, # Learning rate, one or one a group; `None`: the learner's
-    wd:float|None=None, # Weight decay; `None`: the learner's, or, where that is `None` too, as it was
-    cbs=None, # Callbacks for this fit only
-    reset_opt:bool=False, # Begin with a new optimizer?
-    start_epoch:int=0, # Epochs before this one count as done
-):
-    "Train for `n_epoch` epochs, and validate after each"
-    _set_up(self, lr, wd, reset_opt)
-    self._run(partial(self._do_epochs, start_epoch), cbs, n_epoch=_checked(n_epoch, start_epoch), fitting=True)
-
-# %% ../nbs/08_learner.ipynb #ced015fc
-def _set_up(learn, lr, wd, reset_opt):
-    "The optimizer as a fit wants to find it"
-    if learn.busy: raise RuntimeError("This learner is busy with a `fit` already; to train inside of a callback, make a second `Learner` with the same model.")
-    if reset_opt or learn.opt is None: learn.create_opt()
-    _warn_unknown(learn)
-    learn.opt.set_hypers(lr=ifnone(lr, learn.lr))
-    learn.set_wd(ifnone(wd, learn.wd))
-    learn.opt.zero_grad()
-
-def _warn_unknown(learn):
-    known = {id(p) for pg in learn.opt.param_lists for p in pg}
-    out = [n for n,p in learn.model.named_parameters() if p.requires_grad and id(p) not in known]
-    if out: warnings.warn(f"{len(out)} parameter(s) that want a gradient, such as `{out[0]}`, are not the optimizer's, which leaves them as they are; with `reset_opt=True` a new one is made.")
-
-def _checked(n_epoch, start):
-    if not 0<=start<=n_epoch: raise ValueError(f"`start_epoch={start}` is one of `n_epoch={n_epoch}` epochs, counted from 0, and so at most {n_epoch}.")
-    return n_epoch
-
-# %% ../nbs/08_learner.ipynb #e19b9b90
-@patch
-def set_wd(self:Learner, wd:float|None): # Weight decay; `None` leaves it as it is
-    "Set the optimizer's weight decay"
-    if self.opt is None: self.create_opt()
-    if wd is not None: self.opt.set_hypers(wd=wd)
-
-# %% ../nbs/08_learner.ipynb #0a57068e
-class _CtrlC:
-    "Holds Ctrl-C back while `busy`; a second one goes through"
-    busy,pending,old = False,None,None
-    def caught(self, *args):
-        if self.busy and not self.pending and os.getpid()==self.pid: self.pending = args
-        else:
-            was,self.busy = self.busy,True
-            self.old(*args)
-            self.busy = was
-
-    def release(self):
-        self.busy,args,self.pending = False,self.pending,None
-        if args: self.old(*args)
-
-# %% ../nbs/08_learner.ipynb #d894f3e4
-@patch
-def __enter__(self:_CtrlC):
-    self.busy,self.pending,self.pid,self.old = True,None,os.getpid(),signal.getsignal(signal.SIGINT)
-    if not callable(self.old) or threading.current_thread() is not threading.main_thread(): self.old = None
-    if self.old: signal.signal(signal.SIGINT, self.caught)
-
-@patch
-def __exit__(self:_CtrlC, exc, *args):
-    if self.old: signal.signal(signal.SIGINT, self.old)
-    if exc is None: self.release()
-    self.busy,self.pending,self.old = False,None,None
-
-@patch
-def let(self:_CtrlC, f):
-    "Call `f`, in which Ctrl-C is let through while nobody says `busy`"
-    try:
-        self.release()
-        f()
-    finally: self.busy = True
-
-# %% ../nbs/08_learner.ipynb #cbd9698b
-@patch
-def _run(self:Learner, body, cbs, **state):
-    with self._ctrl_c,self.added_cbs(cbs),_running(self, state): self._ctrl_c.let(partial(self._with_events, body, 'fit'))
-
-@contextmanager
-def _running(learn, state):
-    "A learner at work"
-    with _bound(learn.cbs, learn),_swapped(learn, logger=learn.logger, create_mbar=learn.create_mbar),torch.set_grad_enabled(torch.is_grad_enabled()):
-        learn.__dict__.update(_start, busy=True, **state)
-        try: yield
-        except BaseException as e:
-            _explain(learn, e)
-            raise
-        finally: _end(learn)
-
-# %% ../nbs/08_learner.ipynb #af558b9d
-@contextmanager
-def _swapped(o, **kwargs):
-    "Other values of attributes, for the length of a `with` block"
-    old = {k:getattr(o, k) for k in kwargs}
-    o.__dict__.update(kwargs)
-    try: yield o
-    finally: o.__dict__.update(old)
-
-# %% ../nbs/08_learner.ipynb #dfb46716
-def _end(learn):
-    with ExitStack() as stack:
-        stack.callback(learn.__dict__.update, _idle, busy=False, training=False)
-        for cb in learn.cbs: stack.callback(cb.__dict__.pop, 'run', None)
-        for cb,f,_ in reversed((learn._calls or _find_calls(learn.cbs))['cleanup_fit']):
-            if cb.run: stack.callback(_call_one, cb, f, 'cleanup_fit')
-
-# %% ../nbs/08_learner.ipynb #13c28e0b
-def _explain(learn, e):
-    "Note on `e` where the learner was"
-    part = learn._part
-    what = '' if part=='epoch' else f"the {'training' if learn.training else 'validation'} of "
-    n = f', {_bs(learn)} item(s)' if learn.xb else ''
-    batch = f', batch {learn.iter+1} of {learn.n_iter}{n}' if part in ('batch','backward','step') else ''
-    if part not in (None,'fit'): _add_note(e, f"In {what}epoch {learn.epoch}{batch}.")
-    if isinstance(e, tuple(_cancels.values())): _add_note(e, "Nothing that this exception could cancel was under way.")
-
-# %% ../nbs/08_learner.ipynb #0f581317
-def find_bs(
-    b, # A batch: any nest of tensors
-)->int: # Items in it
-    "The length of the first tensor in a batch"
-    outer = o = b
-    while isinstance(o, (tuple,list,dict,L)): outer,o = o,first(o.values() if isinstance(o, dict) else o)
-    if not hasattr(o, 'ndim'): o = first(_tensors(b)) # a text or a number came first
-    return len(outer) if o is None else len(o) if o.ndim else 1
-
-def _tensors(b):
-    if isinstance(b, Tensor): yield b
-    for o in b.values() if isinstance(b, dict) else b if isinstance(b, (tuple,list,L)) else (): yield from _tensors(o)
-
-def _bs(learn): return find_bs(learn.yb or learn.xb)
+Learner.default_callbacks = L(TrainEvalCallback)
 
 # %% ../nbs/08_learner.ipynb #85084af5
 @delegates(Learner)
@@ -584,520 +329,3 @@ def synth_learner(
     "A learner that fits `a*x + b` in milliseconds"
     kwargs = {'loss_func':mse, 'opt_func':partial(SGD, mom=0.9), **kwargs}
     return Learner(ifnone(data, synth_dls(a, b, bs, n_trn, n_val)), ifnone(model, RegModel()), lr=lr, **kwargs)
-
-# %% ../nbs/08_learner.ipynb #422cb351
-class TrainEvalCallback(Callback):
-    "Brings the model to its device and into training or evaluation mode, and counts"
-    order,run_valid,modes = -10,False,()
-    def before_fit(self):
-        self.modes,dev = [(o,o.training) for o in self.model.modules()],getattr(self.dls, 'device', None)
-        for o in (self.model,self.loss_func): o.to(dev) if dev is not None and hasattr(o, 'to') else None
-        if hasattr(self.model, 'reset'): self.model.reset()
-
-    def before_train(self):
-        self.learn.pct_train = self.epoch/self.n_epoch
-        self.model.train()
-
-    def after_batch(self):
-        learn = self.learn
-        learn.train_iter += 1
-        learn.pct_train = (learn.epoch + (learn.iter+1)/learn.n_iter)/learn.n_epoch
-        if not learn.yb: warnings.warn("Nothing is trained on a batch without targets; a batch is a tuple, inputs first, then targets.")
-
-    def before_validate(self): self.model.eval()
-
-# %% ../nbs/08_learner.ipynb #b2ef2b61
-@patch
-def cleanup_fit(self:TrainEvalCallback):
-    for m,mode in () if self.fitting else self.modes: m.training = mode
-    self.modes = ()
-
-# %% ../nbs/08_learner.ipynb #e0280150
-class Metric:
-    "A number to report: `reset`, then `accumulate` batch by batch, then `value`"
-    shared = False
-    def reset(self): pass
-    def forget(self): pass # After a fit, when the values were taken: let go of what is large
-    def accumulate(self,
-        learn, # Has `pred`, `yb`, `loss`
-    ): pass
-    value = property(lambda self: None, doc="The number, or `None` if there was no batch")
-    name = property(lambda self: class2attr(self, 'Metric'), doc="The heading of its column")
-
-# %% ../nbs/08_learner.ipynb #c45e58aa
-class AvgMetric(Metric):
-    "The mean of `func` over all items"
-    def __init__(self,
-        func, # `f(pred, *yb)`, the mean over a batch
-    ): self.func = func
-    def reset(self): self.total,self.count = 0.,0
-    def accumulate(self, learn): self._add(self.func(learn.pred, *learn.yb), _bs(learn))
-    def _add(self, v, n):
-        self.total += _plain(v)*n
-        self.count += n
-
-    value = property(lambda self: self.total/self.count if self.count else None)
-    name = property(lambda self: _fname(self.func))
-
-# %% ../nbs/08_learner.ipynb #f513a826
-def _plain(v):
-    "A number, or a tensor without graph that can be summed up"
-    if not isinstance(v, Tensor): return v
-    return v.detach() if v.dtype==torch.float64 else v.detach().float()
-
-def _fname(f): return getattr(getattr(f, 'func', f), '__name__', None) or class2attr(f, '')
-
-# %% ../nbs/08_learner.ipynb #6166c590
-def mk_metric(m):
-    "A `Metric` from one, a class of them, or a function"
-    makes = getattr(m, '__annotations__', {}).get('return')
-    if isinstance(m, type) or (isinstance(makes, type) and issubclass(makes, Metric)): m = m()
-    if getattr(m, 'shared', False):
-        m = copy(m)
-        m.shared = False
-    if not callable(m) and not isinstance(m, Metric): raise TypeError(f"{m!r} is no metric; give a function of predictions and targets, or a `Metric`.")
-    return m if isinstance(m, Metric) else AvgMetric(m)
-
-Learner.metrics = property(lambda self: self._metrics, lambda self,v: setattr(self, '_metrics', L(v).map(mk_metric)))
-
-# %% ../nbs/08_learner.ipynb #d46b35b9
-class AvgLoss(AvgMetric):
-    "The mean of the loss over all items"
-    name = 'loss'
-    def __init__(self): pass
-    def accumulate(self, learn): self._add(learn.loss.mean(), _bs(learn))
-
-class ValueMetric(Metric):
-    "A number that is there already"
-    def __init__(self,
-        func, # `f()`, the number, when the row of the epoch is written
-        metric_name:str|None=None, # Heading; `None`: the name of `func`
-    ): store_attr()
-    value = property(lambda self: self.func())
-    name = property(lambda self: self.metric_name or _fname(self.func))
-
-# %% ../nbs/08_learner.ipynb #563338b9
-class AvgSmoothLoss(Metric):
-    "Debiased moving average of the losses, computed when it is asked for"
-    name = 'smooth_loss'
-    def __init__(self,
-        beta:float=0.98, # Weight of the past
-    ):
-        self.beta = beta
-        self.reset()
-
-    def reset(self): self.count,self.avg,self.values,self.waiting = 0,0.,[],[]
-    def accumulate(self, learn): self.waiting.append(learn.loss)
-    def take(self, nums):
-        self.waiting = []
-        for o in nums:
-            self.count,self.avg = self.count+1,self.beta*self.avg + (1-self.beta)*o
-            self.values.append(self.avg/(1-self.beta**self.count))
-
-# %% ../nbs/08_learner.ipynb #592a00c0
-@patch(as_prop=True)
-def value(self:AvgSmoothLoss):
-    if self.waiting: self.take(_numbers(self.waiting))
-    return self.values[-1] if self.values else None
-
-# %% ../nbs/08_learner.ipynb #4b733821
-def _numbers(vals):
-    "Python numbers for tensors and numbers, in one transfer"
-    ts = [o.detach() for o in vals if isinstance(o, Tensor)]
-    if not ts: return list(vals)
-    dt = ts[0].dtype if len({o.dtype for o in ts})==1 else torch.float32
-    nums = iter(torch.stack([(o if o.ndim==0 else o.mean()).to(ts[0].device, dt) for o in ts]).tolist())
-    return [next(nums) if isinstance(o, Tensor) else o for o in vals]
-
-# %% ../nbs/08_learner.ipynb #ed42b8bb
-class Recorder(Callback):
-    "Keeps the losses and rates of a fit's batches, and a row for each epoch"
-    order,trained,validated = 50,(),()
-    def __init__(self,
-        add_time:bool=True, # A column for the time of the epoch?
-        train_metrics:bool=False, # Metrics on the training set?
-        valid_metrics:bool=True, # Loss and metrics on the validation set?
-        beta:float=0.98, # Weight of the past in the smoothed loss
-    ):
-        store_attr()
-        self.smooth,self.avg = AvgSmoothLoss(beta),AvgLoss()
-        self._reset()
-
-    def _reset(self):
-        self.smooth.reset()
-        self.lrs,self.group_lrs,self.iters,self.values,self.metric_names,self.hps = [],[],[],L(),L(),{}
-
-# %% ../nbs/08_learner.ipynb #d55c478a
-@patch
-def before_fit(self:Recorder):
-    if len([o for o in self.learn.cbs if isinstance(o, Recorder)])>1: raise ValueError("There are two `Recorder`s; remove the default one first: `learn.remove_cb(Recorder)`.")
-    if self.fitting: self._headings()
-    self._new_row()
-
-@patch
-def _headings(self:Recorder):
-    self._reset()
-    mets,both = self.metrics.attrgot('name'),self.train_metrics and self.valid_metrics
-    train = mets.map('train_{}') if both else mets if self.train_metrics else []
-    valid = (mets.map('valid_{}') if both else mets) if self.valid_metrics else []
-    names = _unique([*train, *valid], {'epoch','train_loss','valid_loss','time'})
-    if self.valid_metrics: names.insert(len(train), 'valid_loss')
-    self.metric_names = L('epoch','train_loss') + names + (['time'] if self.add_time else [])
-
-# %% ../nbs/08_learner.ipynb #91544b8f
-def _unique(names, taken):
-    "`names`, with a number after those that are `taken` or come again"
-    res = []
-    for n in names:
-        i,new = 1,n
-        while new in taken or new in res: i,new = i+1,f'{n}_{i+1}'
-        res.append(new)
-    return res
-
-# %% ../nbs/08_learner.ipynb #a1bf19b8
-@patch
-def after_batch(self:Recorder):
-    learn = self.learn
-    if learn.loss is None: return
-    if learn.training:
-        self.smooth.accumulate(learn)
-        lrs = [o['lr'] for o in learn.opt.hypers]
-        self.lrs.append(lrs[-1])
-        self.group_lrs.append(lrs if len(lrs)>1 else lrs[0])
-    elif self.valid_metrics: self.avg.accumulate(learn)
-    if self.train_metrics if learn.training else self.valid_metrics:
-        for m in learn.metrics: m.accumulate(learn)
-
-# %% ../nbs/08_learner.ipynb #6b69914a
-@patch
-def _new_row(self:Recorder):
-    n,self.start,self.seen,self.began = len(self.metrics),time.time(),self.smooth.count,False
-    self.trained = [None]*n if self.train_metrics and self.fitting else []
-    self.validated = [None]*(n+1) if self.valid_metrics else []
-
-@patch
-def _begin(self:Recorder):
-    L(self.avg, *self.metrics).map(Self.reset())
-    self.began = True
-
-# %% ../nbs/08_learner.ipynb #3cd4c852
-@patch
-def before_train(self:Recorder): self._begin()
-@patch
-def before_validate(self:Recorder): self._begin()
-
-# %% ../nbs/08_learner.ipynb #61540bc3
-@patch
-def after_train(self:Recorder):
-    if self.began and self.train_metrics: self.trained = self.metrics.map(_value)
-    self.began = False
-
-@patch
-def after_validate(self:Recorder):
-    if self.began and self.valid_metrics: self.validated = L(self.avg, *self.metrics).map(_value)
-    self.began = False
-
-# %% ../nbs/08_learner.ipynb #c8fde9bd
-def _value(m):
-    v = m.value
-    if (v.numel() if isinstance(v, Tensor) else getattr(v, 'size', 1))!=1: raise ValueError(f"The metric `{m.name}` has the shape {tuple(v.shape)}, and should be one number.")
-    return v
-
-# %% ../nbs/08_learner.ipynb #c3d48899
-@patch
-def after_epoch(self:Recorder):
-    n,secs = len(self.smooth.waiting),time.time()-self.start
-    nums = _numbers([*self.smooth.waiting, *self.trained, *self.validated])
-    self.smooth.take(nums[:n])
-    loss = self.smooth.value if self.smooth.count>self.seen else None
-    self.learn.final_record = L([loss] if self.fitting else []) + nums[n:]
-    if self.fitting: self._keep(secs)
-    self.logger(L(self.epoch) + self.final_record + ([format_time(secs)] if self.add_time else []))
-    self._new_row()
-
-@patch
-def _keep(self:Recorder, secs):
-    self.values.append(self.final_record)
-    self.iters.append(self.smooth.count)
-    self.learn.history.append(dict(zip(self.metric_names, [self.epoch, *self.final_record]), time=secs))
-
-# %% ../nbs/08_learner.ipynb #348cf096
-def format_time(
-    t:float, # Seconds
-)->str: # `mm:ss`, or `h:mm:ss`
-    "Seconds as a clock shows them"
-    h,m,s = int(t)//3600,int(t)//60%60,int(t)%60
-    return f'{h}:{m:02d}:{s:02d}' if h else f'{m:02d}:{s:02d}'
-
-@patch
-def cleanup_fit(self:Recorder):
-    self.smooth.value
-    self.metrics.map(Self.forget())
-
-@patch(as_prop=True)
-def losses(self:Recorder): # Smoothed loss of each training batch of the last fit
-    self.smooth.value
-    return self.smooth.values
-
-# %% ../nbs/08_learner.ipynb #3872aad3
-@patch(as_prop=True)
-def smooth_loss(self:Learner): return self.recorder.smooth.value # Of the training batches so far
-@patch(as_prop=True)
-def lrs(self:Learner): return self.recorder.lrs # Learning rate of each training batch; the last group's
-
-# %% ../nbs/08_learner.ipynb #4c4f31a2
-def _valid_points(rec, start):
-    "`(batch, validation loss)` at the end of each epoch that has one, after batch `start`"
-    rows = [dict(zip(rec.metric_names[1:], o)) for o in rec.values]
-    return [(x,r['valid_loss']) for x,r in zip(rec.iters, rows) if r.get('valid_loss') is not None and x>start]
-
-# %% ../nbs/08_learner.ipynb #4d8eb525
-def _label_axes(ax, log):
-    if log: ax.set(xscale='log', yscale='log')
-    ax.set(xlabel='batch', ylabel='loss', title='learning curve')
-    ax.legend()
-
-# %% ../nbs/08_learner.ipynb #fb0f5de4
-@patch
-def plot_loss(self:Recorder,
-    skip_start:int=5, # Leave out this many batches at the start
-    with_valid:bool=True, # Draw the validation losses too?
-    log:bool=False, # Logarithmic axes?
-    show_epochs:bool=False, # A line at the end of each epoch?
-    ax=None, # matplotlib axes to draw on
-): # The axes
-    "Draw the training and the validation losses of the last fit"
-    ax = ax or plt.subplots(figsize=(4.5,2.8))[1]
-    ax.plot(range(skip_start+1, len(self.losses)+1), self.losses[skip_start:], label='train')
-    for x in self.iters if show_epochs else []: ax.axvline(x, color='grey', ls=':')
-    if with_valid and (pts := _valid_points(self, skip_start)): ax.plot(*zip(*pts), label='valid', marker='o', ms=4)
-    _label_axes(ax, log)
-    return ax
-
-# %% ../nbs/08_learner.ipynb #5f0d8867
-def _bars():
-    "The bars for where the output goes, over the epochs and over the batches; none for a pipe"
-    in_nb = hasattr(ipython_shell(), 'kernel')
-    if not (in_nb or sys.stdout.isatty()): return None
-    import fastprogress.fastprogress as fp
-    return (fp.NBMasterBar,fp.NBProgressBar) if in_nb else (fp.ConsoleMasterBar,fp.ConsoleProgressBar)
-
-class _LossText:
-    "Text beside a bar, which is fetched from the device only when the bar is drawn"
-    def __init__(self, learn): self.learn = learn
-    def __bool__(self): return self.learn.train_iter>0 and self.learn.smooth_loss is not None
-    def __str__(self): return f'{self.learn.smooth_loss:.4f}'
-
-# %% ../nbs/08_learner.ipynb #59c3c2fd
-class ProgressCallback(Callback):
-    "A row for each epoch; bars, where there is a screen"
-    order,mbar,pbar,kinds = 60,None,None,None
-    def before_fit(self):
-        self.kinds = _bars() if self.bars else None
-        self.mbar = self.kinds[0](range(self.n_epoch)) if self.kinds and self.create_mbar else None
-        if self.mbar: self.mbar.update(0)
-        if self.logger is noop: return
-        self.learn.logger = self.write
-        self.write(self.recorder.metric_names)
-
-    def before_epoch(self): self.mbar.update(self.epoch) if self.mbar and self.epoch else None
-    def before_train(self): self._launch()
-    def before_validate(self): self._launch()
-    def after_train(self): self._close()
-    def after_validate(self): self._close()
-
-# %% ../nbs/08_learner.ipynb #49ff9550
-@patch
-def write(self:ProgressCallback,
-    row, # A cell for each column
-):
-    "Add a row to the table"
-    cells = [f'{o:.6f}' if isinstance(o, float) else '' if o is None else str(o) for o in row]
-    if self.mbar: return self.mbar.write(cells, table=True)
-    widths = [max(8, len(o)) for o in self.recorder.metric_names]
-    print('  '.join(c.ljust(w) for c,w in zip(cells, widths)).rstrip(), flush=True)
-
-# %% ../nbs/08_learner.ipynb #a94cfa16
-@patch
-def _launch(self:ProgressCallback):
-    if not self.kinds or not len(self.dl): return
-    self.pbar = self.kinds[1](self.dl, parent=self.mbar, leave=False)
-    if self.mbar: self.pbar.prefix = f'Epoch {self.epoch+1}/{self.n_epoch} :'
-    if self.training: self.pbar.comment = _LossText(self.learn)
-    self.pbar.update(0)
-
-@patch
-def _close(self:ProgressCallback):
-    if self.pbar: self.pbar.on_iter_end()
-    self.pbar = None
-
-# %% ../nbs/08_learner.ipynb #0f266c56
-@patch
-def after_batch(self:ProgressCallback):
-    if self.pbar: self.pbar.update(self.learn.iter+1)
-
-@patch
-def cleanup_fit(self:ProgressCallback):
-    self._close()
-    if self.mbar: self.mbar.on_iter_end()
-    self.mbar = None
-
-# %% ../nbs/08_learner.ipynb #030ac50e
-Learner.default_callbacks = L(TrainEvalCallback, Recorder, ProgressCallback)
-
-# %% ../nbs/08_learner.ipynb #c1cdb5a9
-@patch
-def no_bar(self:Learner): return _swapped(self, bars=False) # No bars, for the length of a `with` block
-@patch
-def no_logging(self:Learner): return _swapped(self, logger=noop) # No rows
-@patch
-def no_mbar(self:Learner): return _swapped(self, create_mbar=False) # No bar over the epochs
-
-# %% ../nbs/08_learner.ipynb #16f2d772
-@patch
-def validate(self:Learner,
-    ds_idx:int=1, # 0: the training set, 1: the validation set
-    dl=None, # Other batches
-    cbs=None, # Callbacks for this validation only; inside of a callback they are the only ones
-)->L: # The loss, then the metrics
-    "Loss and metrics of a set"
-    dl = ifnone(dl, _data_set(self.dls, ds_idx))
-    if self.busy: return Learner(self.dls, self.model, self.loss_func, metrics=_twins(self.metrics)).validate(dl=dl, cbs=cbs)
-    self._run(partial(self._with_events, partial(self._do_validate, dl), 'epoch'), cbs, n_epoch=1, logger=noop, create_mbar=False)
-    return self.final_record
-
-# %% ../nbs/08_learner.ipynb #4cb1783f
-def _twins(metrics): return deepcopy(metrics, {id(o):o for o in metrics.attrgot('func')})
-
-def _data_set(dls, i):
-    "The batches of data set `i`"
-    if i in (0,1): return getattr(dls, ('train','valid')[i], None)
-    try: return dls[i]
-    except (LookupError,TypeError,AttributeError): raise IndexError(f"There is no data set {i}: 0 is the one to train on, 1 to validate on, and others come as `dl=`.") from None
-
-# %% ../nbs/08_learner.ipynb #7beeae95
-class _Text(str):
-    "Text that a notebook shows as it is"
-    def __repr__(self): return str(self)
-
-def _shape(o): return tuple(o.shape) if isinstance(o, Tensor) else type(o).__name__
-def _forward_shapes(model, xb):
-    "`(layer, shape of its output)` for each layer without layers of its own, as they run"
-    res,leaves = [],[m for m in model.modules() if first(m.children()) is None]
-    with ExitStack() as stack, torch.no_grad():
-        for m in leaves: stack.callback(m.register_forward_hook(lambda m,i,o: res.append((m, _shape(o)))).remove)
-        for m in model.modules(): stack.callback(setattr, m, 'training', m.training)
-        model.eval()
-        model(*xb)
-    return res
-
-# %% ../nbs/08_learner.ipynb #3d7f9077
-def _columns(rows):
-    "Rows of text, in columns"
-    ws = [max(map(len, c)) for c in zip(*rows)]
-    return _Text('\n'.join('  '.join(c.ljust(w) for c,w in zip(r, ws)).rstrip() for r in rows))
-
-def _layer_rows(model, xb):
-    "A row for each layer, and the total"
-    def _row(name, shape, ps): return name,shape,f'{sum(p.numel() for p in ps):,}',f'{sum(p.numel() for p in ps if p.requires_grad):,}'
-    rows = [_row(type(m).__name__, str(shape), list(m.parameters())) for m,shape in _forward_shapes(model, xb)]
-    return [('layer','output shape','parameters','trainable'), *rows, _row('total', '', list(model.parameters()))]
-
-# %% ../nbs/08_learner.ipynb #f889de02
-def _first_batch(learn):
-    dl = learn.dls.train
-    with torch.random.fork_rng(devices=[], enabled=not hasattr(dl, 'one_batch')): b = dl.one_batch() if hasattr(dl, 'one_batch') else first(dl)
-    if b is None: raise ValueError("The training set has no batches, and without one `summary` cannot tell the shapes.")
-    return _split(learn.dls, to_device(b, _device(learn)))
-
-# %% ../nbs/08_learner.ipynb #d5677d37
-@patch
-def summary(self:Learner):
-    "A table of the layers: output shape, parameters, and how many of them are trained"
-    xb,_ = _first_batch(self)
-    return _columns(_layer_rows(self.model, xb))
-
-# %% ../nbs/08_learner.ipynb #11213d45
-@patch
-def freeze_to(self:Learner, n:int): # Groups before this one are frozen; negative: counted from the end
-    "Freeze the first parameter groups"
-    if self.opt is None: self.create_opt()
-    self.opt.freeze_to(n)
-
-@patch
-def freeze(self:Learner): self.freeze_to(-1) # Train the last group only
-@patch
-def unfreeze(self:Learner): self.freeze_to(0) # Train all groups
-
-# %% ../nbs/08_learner.ipynb #40ffeef7
-_batch_plan = '''before_batch
-pred = model(*xb)
-after_pred
-loss = loss_func(pred, *yb)
-after_loss
-before_backward
-loss.backward()
-after_backward
-before_step
-opt.step()
-after_step
-opt.zero_grad()
-after_batch'''
-
-# %% ../nbs/08_learner.ipynb #f9ed5f7d
-_plan = '''fit
- before_fit
- for epoch in range(n_epoch):
-  before_epoch
-  train
-   before_train
-   for xb,yb in dls.train:
-@   after_train
-  validate
-   before_validate
-   for xb,yb in dls.valid:
-    before_batch, after_pred, after_loss, after_batch as above
-   after_validate
-  after_epoch
- after_fit
- cleanup_fit'''.replace('@', indent(_batch_plan, ' '*4)+'\n').splitlines()
-
-# %% ../nbs/08_learner.ipynb #fc0638b0
-def _steps(learn):
-    "`(depth, text, callbacks)` of each line of the loop"
-    return [(len(o)-len(o.lstrip()), o.strip(), learn.ordered_cbs(o.strip()) if o.strip() in _events else None) for o in _plan]
-
-def _loop_text(steps):
-    names = ['' if cbs is None else f': {", ".join(map(str, cbs))}' for _,_,cbs in steps]
-    return '\n'.join(f"{'    '*depth}{'- ' if cbs is not None else ''}{text}{n}" for (depth,text,cbs),n in zip(steps, names))
-
-# %% ../nbs/08_learner.ipynb #3cb4ddd0
-@patch
-def show_training_loop(self:Learner, plot:bool=True): # Draw it too?
-    "Print the loop with the callbacks at each event, and draw it"
-    print(_loop_text(_steps(self)))
-    if plot: _draw_loop(_steps(self))
-
-# %% ../nbs/08_learner.ipynb #ae537eb9
-def _spots(cbs): return list(accumulate((len(o.name)+2.5 for o in cbs or ()), initial=54))
-
-def _draw_loop(steps, row=0.2):
-    "Nested boxes for the parts of the loop, a label for each callback"
-    n,right = len(steps),max(100, *[_spots(cbs)[-1]+4 for *_,cbs in steps])
-    ax = plt.subplots(figsize=(right*0.075, n*row))[1]
-    ax.set(xlim=(0,right), ylim=(n+0.1,-0.1))
-    ax.axis('off')
-    for i,step in enumerate(steps):
-        if i+1<n and steps[i+1][0]>step[0]: _draw_box(ax, i, step[0], steps, right)
-        _draw_step(ax, i+0.5, *step)
-
-# %% ../nbs/08_learner.ipynb #97ed437c
-def _draw_box(ax, i, depth, steps, right):
-    end = next((j for j in range(i+1, len(steps)) if steps[j][0]<=depth), len(steps))
-    ax.add_patch(plt.Rectangle((3*depth+0.5, i), right-1-4*depth, end-i, fc=plt.cm.Blues(0.04+0.07*depth), ec='steelblue', lw=0.6))
-
-def _draw_step(ax, y, depth, text, cbs):
-    color,weight = ('black','bold') if cbs is None else ('tab:blue','normal')
-    ax.text(3*depth+1.5, y, text, va='center', family='monospace', size=8, color=color, weight=weight)
-    box = dict(boxstyle='round,pad=0.2', fc='moccasin', ec='orange', lw=0.5)
-    for x,cb in zip(_spots(cbs), cbs or ()): ax.text(x, y, cb.name, va='center', family='monospace', size=6.5, bbox=box)
