@@ -10,7 +10,7 @@ import math,os,signal,sys,threading,traceback,warnings
 from fastcore.all import *
 from .learner import *
 
-# %% ../nbs/35_safety.ipynb #ce94a7b6
+# %% ../nbs/35_safety.ipynb #1c24d535
 class CtrlCCallback(Callback):
     "Lets Ctrl-C wait for the end of the batch; a second one comes through at once"
     toward_end,order,old,held,waiting = True,math.inf,None,False,None
@@ -28,14 +28,14 @@ class CtrlCCallback(Callback):
     def after_batch(self):
         self.held,args,self.waiting = False,self.waiting,None
         if args: self.caught(*args)
-    after_train = after_validate = after_epoch = after_batch # where a batch ends that was left by cancelling more than it
+    after_train = after_validate = after_epoch = after_batch # the end of a batch that was left by cancelling its epoch
     def after_fit(self): self.held = True
     def cleanup_fit(self):
         old,self.old = self.old,None
         if old: signal.signal(signal.SIGINT, old)
         if old and self.waiting: old(*self.waiting)
 
-# %% ../nbs/35_safety.ipynb #5e9a8d18
+# %% ../nbs/35_safety.ipynb #4ca58573
 class WhereCallback(Callback):
     "Notes on an exception where it happened: callback and event, epoch and batch"
     order,outer = -math.inf,None
@@ -43,20 +43,20 @@ class WhereCallback(Callback):
     def cleanup_fit(self):
         e,outer,self.outer = sys.exc_info()[1],self.outer,None
         if e is None or e is outer: return
-        frames = [f for f,_ in traceback.walk_tb(e.__traceback__)]
-        calls = [f.f_locals for f in frames if f.f_code is Callback.__call__.__code__ and f.f_locals['self'].learn is self.learn]
-        parts = [f.f_locals['name'] for f in frames if f.f_code is Learner._part.__code__ and f.f_locals['self'] is self.learn]
-        places = [f"in the callback `{o['self']}` at `{o['event_name']}`" for o in calls[-1:]] + self.place(parts)
+        calls = [o for o in self._locals(e, Callback.__call__) if o['self'].learn is self.learn]
+        parts = [o['name'] for o in self._locals(e, Learner._part) if o['self'] is self.learn]
+        places = [f"in the callback `{o['self']}` at `{o['event_name']}`" for o in calls[-1:]] + self._place(parts)
         note = f"Raised {', '.join(places)}."
         if type(e).__name__.startswith('Cancel'): note += ' Nothing that this exception could cancel was under way.'
         if places: e.__notes__ = [*getattr(e, '__notes__', ()), note]
-    def place(self, parts):
+    def _locals(self, e, f): return [o.f_locals for o,_ in traceback.walk_tb(e.__traceback__) if o.f_code is f.__code__]
+    def _place(self, parts):
         if 'epoch' not in parts: return []
         half = 'the training of ' if 'train' in parts else 'the validation of ' if 'validate' in parts else ''
         batch = f', batch {self.learn.iter+1} of {self.n_iter}' if 'batch' in parts else ''
         return [f'in {half}epoch {self.learn.epoch}{batch}']
 
-# %% ../nbs/35_safety.ipynb #3e417ff2
+# %% ../nbs/35_safety.ipynb #c883ea31
 class CheckCallback(Callback):
     "Warns of what would train nothing: unknown parameters, no batches, no targets; refuses a loss without a graph"
     order = 90
@@ -64,13 +64,14 @@ class CheckCallback(Callback):
         if not self.fitting: return
         known = {id(p) for pg in self.opt.param_lists for p in pg}
         out = [n for n,p in self.model.named_parameters() if p.requires_grad and id(p) not in known]
-        if out: warnings.warn(f'{len(out)} parameter(s) that want a gradient, such as `{out[0]}`, are unknown to the optimizer and '
-            'will not change; `reset_opt=True` makes a new one.')
+        if out: warnings.warn(f'{len(out)} parameter(s) that want a gradient, such as `{out[0]}`, are unknown to the '
+            'optimizer, which leaves them as they are; `reset_opt=True` makes a new one.')
     def before_train(self):
-        if not len(self.dl): warnings.warn(f"The {'training' if self.training else 'validation'} set has no batches: no loss, no metric.")
+        name = 'training' if self.training else 'validation'
+        if not len(self.dl): warnings.warn(f'The {name} set has no batches, so there is no loss and no metric.')
     before_validate = before_train
     def before_backward(self):
         if not self.loss_grad.requires_grad: raise RuntimeError('The loss depends on no parameter that is trained: '
             'are all of them frozen (`learn.unfreeze()`), or did something detach it?')
     def after_batch(self):
-        if self.training and not self.yb: warnings.warn('A batch without targets trains nothing; a batch is `(inputs, targets)`.')
+        if self.training and not self.yb: warnings.warn('Nothing is trained on a batch without targets; give `(x, y)`.')
