@@ -52,7 +52,8 @@ class Normalize:
     def decode(self, x:Tensor)->Tensor: return x*self.std.to(x.device)+self.mean.to(x.device)
     def __call__(self, b): return self.encode(b[0]),*b[1:]
     def __repr__(self):
-        return 'Normalize(mean={}, std={})'.format(*([round(v, 4) for v in o.flatten().tolist()] for o in (self.mean,self.std)))
+        mean,std = [[round(v, 4) for v in o.flatten().tolist()] for o in (self.mean,self.std)]
+        return f'Normalize({mean=}, {std=})'
 
 # %% ../nbs/03_data.ipynb #776d9369
 class DataLoaders:
@@ -65,7 +66,8 @@ class DataLoaders:
         loss_func=None, # What a learner minimises if it is not told; `None`: the learner's own choice
         vocab=None, # Class names; `None`: the training set's
     ):
-        self.loaders,self.path,self.loss_func,self._vocab,self._tfms = list(loaders),Path(path),loss_func,vocab,L(batch_tfms)
+        self.loaders,self.path,self.loss_func = list(loaders),Path(path),loss_func
+        self._vocab,self._tfms = vocab,L(batch_tfms)
         self._ours = [o for o in loaders if isinstance(o, DataLoader)]
         for o in self._ours:
             o.split_idx = int(o is not loaders[0])
@@ -87,11 +89,11 @@ class DataLoaders:
     @property
     def valid(self):
         if len(self)>1: return self[1]
-        raise AttributeError('There is no loader to validate with: make it `DataLoaders(train, valid)`; an empty list will do for `valid`.')
+        raise AttributeError('There is no loader to validate with: use `DataLoaders(train, valid)`, if only with `[]`.')
     @property
     def c(self):
         if self.vocab is not None: return len(self.vocab)
-        raise AttributeError('The number of classes is not known: give `DataLoaders` a `vocab`, or a data set that has one.')
+        raise AttributeError('The number of classes is unknown: give `DataLoaders` a `vocab`, or a data set with one.')
     def to(self, device):
         "Send batches to `device` from now on"
         self.device = torch.device(device)
@@ -140,7 +142,7 @@ def summary(self:DataLoaders):
     tfms = self.after_batch.filter(lambda f: getattr(f, 'split_idx', None)!=1)
     for f in tfms: say(getattr(f, '__name__', type(f).__name__), b := f(b))
 
-# %% ../nbs/03_data.ipynb #2a19871c
+# %% ../nbs/03_data.ipynb #3f38b3dc
 class _FromLists(DataLoaders):
     "`DataLoaders` from a list of pictures and a list of labels"
     @classmethod
@@ -164,10 +166,9 @@ class _FromLists(DataLoaders):
         "From a list of pictures and a list of labels"
         fns = _listed(fns)
         labels = fns.map(labels) if callable(labels) else _listed(labels)
-        if not fns: raise ValueError('There are no pictures to train with: the list of files is empty.')
         if len(labels)!=len(fns): raise ValueError(f'There are {len(fns)} pictures but {len(labels)} labels.')
         ti,vi = map(_listed, splits or RandomSplitter(valid_pct, seed)(fns))
-        if not ti or not vi: raise ValueError(f'Of {len(fns)} pictures, {len(ti)} train and {len(vi)} validate, and there '
+        if not ti or not vi: raise ValueError(f'Of {len(fns)} pictures, {len(ti)} train and {len(vi)} validate. There '
             'must be some of each: look at the files, the share or the column that decides.')
         own = {k: kwargs.pop(k, True) for k in ('shuffle','drop_last')}
         kwargs = dict(bs=bs, n_workers=kwargs.pop('num_workers', n_workers), seed=seed, **kwargs)
@@ -186,17 +187,16 @@ def _read_csv(file, delimiter, header):
         except UnicodeDecodeError as e: raise ValueError(f'{file} is not in UTF-8: {e}. Save it in that.') from e
         except csv.Error as e: raise ValueError(f'{file}, line {reader.line_num}: {e}.') from e
     start = 0 if header is None else header+1
-    if len(rows)<=start: raise ValueError(f'{file} has no rows'+(f' below its header (line {rows[-1][0]}).' if rows else ': it is empty.'))
-    (n,names),rows = rows[max(start-1, 0)],rows[start:]
-    if header is None: names = range(len(names))
-    if len(set(names))<len(names): raise ValueError(f'{file}, line {n}: two columns have the same name: {names}.')
-    if len(names)<2: raise ValueError(f'{file}, line {n}: there is one column, and not one of files and one of labels. Is the `delimiter` {delimiter!r}?')
-    for n,o in rows:
-        if len(o)!=len(names): raise ValueError(f'{file}, line {n}: there are {len(names)} columns, and this line has {len(o)}: {delimiter.join(o)!r}.')
-    return dict(zip(names, zip(*(o for _,o in rows)))),[n for n,_ in rows]
+    if len(rows)<=start: raise ValueError(f'{file} has no rows{" below its header" if rows else ": it is empty"}.')
+    names = rows[header][1] if start else range(len(rows[0][1]))
+    for n,o in rows[max(start-1, 0):]:
+        if not 1<len(set(names))==len(names)==len(o): raise ValueError(f'{file}, line {n}: {o} does not fit the '
+            f'columns {list(names)}. At least two are needed, of different names. Is the `delimiter` {delimiter!r}?')
+    return dict(zip(names, zip(*(o for _,o in rows[start:])))),[n for n,_ in rows[start:]]
 
-# %% ../nbs/03_data.ipynb #4a829f48
-_flags = {**dict.fromkeys('true yes valid validation val 1 1.0'.split(), True), **dict.fromkeys('false no train training 0 0.0'.split(), False)}
+# %% ../nbs/03_data.ipynb #1b37e8c4
+_flags = dict.fromkeys('true yes valid validation val 1 1.0'.split(), True)
+_flags.update(dict.fromkeys('false no train training 0 0.0'.split(), False))
 
 class _FromTables(_FromLists):
     "`DataLoaders` from tables"
@@ -220,28 +220,21 @@ class _FromTables(_FromLists):
         fns,labels = col(fn_col),col(label_col)
         for i,pair in enumerate(zip(fns, labels)):
             for k,o in zip(('file','label'), pair):
-                if type(o).__name__=='NAType' or o is None or o!=o or not str(o).strip(): raise ValueError(f'{where(i)} has no {k}.')
-        if valid_col is not None: kwargs['splits'] = cls._splits(col(valid_col), where)
+                blank = type(o).__name__=='NAType' or o is None or o!=o or not str(o).strip()
+                if blank: raise ValueError(f'{where(i)} has no {k}.')
+        if valid_col is not None:
+            flags = [_flags.get(str(o).strip().lower()) for o in col(valid_col)]
+            if None in flags: raise ValueError(f"{where(i := flags.index(None))} has {col(valid_col)[i]!r} for whether "
+                "it validates: write True or False, 1 or 0, 'yes' or 'no', 'valid' or 'train'.")
+            kwargs['splits'] = [L(flags).argwhere(eq(o)) for o in (False,True)]
         return cls.from_lists([Path(path)/folder/str(o) for o in fns], labels, path=path, **kwargs)
-    @staticmethod
-    def _splits(col, where):
-        res = [_flags.get(str(o).strip().lower()) for o in col]
-        if None in res: raise ValueError(f"{where(i := res.index(None))} has {col[i]!r} for whether it validates: "
-            "write True or False, 1 or 0, 'yes' or 'no', 'valid' or 'train'.")
-        return [L(res).argwhere(eq(o)) for o in (False,True)]
     @classmethod
-    def from_csv(cls,
-        path, # Where the files are, and the table
-        csv_fname='labels.csv', # Name of the table
-        delimiter=',', # What stands between two columns
-        header:int|None=0, # The row of the columns' names; `None`: there is none
-        **kwargs # Passed on to `from_df`
-    ):
-        "From a `csv` file"
+    def from_csv(cls, path, csv_fname='labels.csv', delimiter=',', header:int|None=0, **kwargs):
+        "From a `csv` file in `path`; `header` is the row of the columns' names, or `None`; the rest as in `from_df`"
         cols,lines = _read_csv(file := Path(path)/csv_fname, delimiter, header)
         return cls.from_df(cols, path, where=lambda i: f'{file}, line {lines[i]}', **kwargs)
 
-# %% ../nbs/03_data.ipynb #64c2bb18
+# %% ../nbs/03_data.ipynb #551f2783
 class ImageDataLoaders(_FromTables):
     "`DataLoaders` from pictures in files"
     @classmethod
@@ -262,18 +255,18 @@ class ImageDataLoaders(_FromTables):
             every = get_image_files(d) if d.is_dir() else L()
             found.append(every.filter(lambda o: o.parent!=d))
             has = ', '.join(sorted(o.name for o in path.iterdir() if o.is_dir())) or 'no folders at all'
-            where = f"{'' if d==path else d.name+'/'}<class>/"
-            if not found[-1]: raise ValueError(f'{path} has no pictures to {use} with in {where}; it has {has}.')
-            if len(found[-1])<len(every): warnings.warn(f'Pictures that lie directly in {d} have no class, and are left out.')
+            if not found[-1]: raise ValueError(f'No pictures to {use} with are in {d}/<class>/; {path} has {has}.')
+            if len(found[-1])<len(every): warnings.warn(f'Pictures directly in {d} have no class, and are left out.')
         labels = [FolderLabeller(d)(o) for d,fns in zip(dirs, found) for o in fns]
         n,fns = len(found[0]),L(found).concat()
         splits = None if valid_pct is not None else (range(n),range(n,len(fns)))
         return cls.from_lists(fns, labels, splits, path=path, valid_pct=ifnone(valid_pct, 0), seed=seed, **kwargs)
     @classmethod
-    def from_path_func(cls, path, fns, label_func, **kwargs): return cls.from_lists(fns, label_func, path=path, **kwargs)
+    def from_path_func(cls, path, fns, label_func, **kw): return cls.from_lists(fns, label_func, path=path, **kw)
     @classmethod
-    def from_name_func(cls, path, fns, label_func, **kwargs): return cls.from_path_func(path, fns, lambda o: label_func(Path(o).name), **kwargs)
+    def from_name_func(cls, path, fns, label_func, **kw):
+        return cls.from_path_func(path, fns, compose(Path, attrgetter('name'), label_func), **kw)
     @classmethod
-    def from_path_re(cls, path, fns, pat:str, **kwargs): return cls.from_path_func(path, fns, RegexLabeller(pat), **kwargs)
+    def from_path_re(cls, path, fns, pat:str, **kw): return cls.from_path_func(path, fns, RegexLabeller(pat), **kw)
     @classmethod
-    def from_name_re(cls, path, fns, pat:str, **kwargs): return cls.from_name_func(path, fns, RegexLabeller(pat), **kwargs)
+    def from_name_re(cls, path, fns, pat:str, **kw): return cls.from_name_func(path, fns, RegexLabeller(pat), **kw)

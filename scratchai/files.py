@@ -149,7 +149,9 @@ class PackedPaths:
         self.data,self.ends = b''.join(bs),np.cumsum([0]+[len(o) for o in bs])
     def __len__(self): return len(self.ends)-1
     def __iter__(self): return map(self.__getitem__, range(len(self)))
-    def __getitem__(self, i): return L(self[o] for o in range(len(self))[i]) if isinstance(i, slice) else Path(self.name(i))
+    def __getitem__(self, i):
+        if isinstance(i, slice): return L(self[o] for o in range(len(self))[i])
+        return Path(self.name(i))
     def name(self, i):
         i = range(len(self))[i]
         return os.fsdecode(self.data[self.ends[i]:self.ends[i+1]])
@@ -183,10 +185,11 @@ class Dataset:
         if size is not None: _hw(size)
         store_attr('size,method,tfm')
         try: self.vocab = labels.unique(sort=True) if vocab is None else _listed(vocab)
-        except TypeError as e: raise TypeError(f'Labels of several types have no order ({e}): make them one, or pass a `vocab`.') from e
+        except TypeError as e: raise TypeError(f'Labels of several types have no order ({e}): pass a `vocab`.') from e
         self.fns,self.v2i = PackedPaths(fns),self.vocab.val2idx()
-        for i,o in enumerate(labels):
-            if o not in self.v2i: raise ValueError(f'The class {o!r} of {fns[i]} is not among the {len(self.vocab)} classes to learn: {self.vocab}.')
+        i = first(labels.argwhere(lambda o: o not in self.v2i))
+        if i is not None: raise ValueError(f'The class {labels[i]!r} of {self.fns.name(i)} is not among the classes to '
+            f'learn: {self.vocab}.')
         self.y = np.array([self.v2i[o] for o in labels], dtype=np.int64)
     @property
     def random(self): return self.tfm is not None

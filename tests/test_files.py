@@ -214,7 +214,7 @@ def test_labels_that_cannot_be(fns):
     assert Dataset(fns[:3], tensor(3,1,3), vocab=np.array([1,2,3])).y.tolist()==[2,0,2]
     with pytest.raises(TypeError, match='Labels of several types have no order'): Dataset(fns[:3], ['a',1,None])
     with pytest.raises(ValueError, match='3 pictures but 1 labels'): Dataset(fns[:3], ['a'])
-    with pytest.raises(ValueError, match="The class 'b' of .*0.png is not among the 1 classes"): Dataset(fns, vocab=['a'])
+    with pytest.raises(ValueError, match="The class 'b' of .*0.png is not among the classes to learn"): Dataset(fns, vocab=['a'])
     with pytest.raises(ValueError, match='whole number of pixels'): Dataset(fns, size=64.)
 
 class Grey(Dataset):
