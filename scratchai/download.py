@@ -34,7 +34,7 @@ class URLs:
         IMAGENETTE_160: (99003388, 'md5:e793b78cc4c9e9a4ccc0c1155377a412'), IMAGEWOOF_160: (92612825, None),
         TINY_IMAGENET: (None, 'md5:90528d7ca1a48142e341f4ef8d21d0de'), PETS: (811706944, None)}
 
-# %% ../nbs/31_download.ipynb #1a1e5c29
+# %% ../nbs/31_download.ipynb #2b4dc283
 def _append(url, part, timeout, progress):
     "Append to `part` what it lacks of `url`; is it whole now?"
     tag = part.with_suffix('.tag')
@@ -56,7 +56,7 @@ def _download(url, part, timeout, progress):
     why = 'the connection was cut'
     try:
         if any(_append(url, part, timeout, progress) for _ in range(5)): return part
-    except (OSError,HTTPException) as e: why = e
+    except (OSError,HTTPException) as e: why = str(e).partition('\n')[0]
     have = part.stat().st_size if part.exists() else 0
     raise ConnectionError(f'{url} could not be downloaded ({why}; {have} bytes are kept, to go on from). '
         f'Call again, or put the archive at {part.with_suffix("")} yourself.')
@@ -73,7 +73,7 @@ def _check(file, size, digest):
         while o := f.read(2**20): h.update(o)
     if h.hexdigest()!=want: raise ValueError(f'{file} has the {h.name} digest {h.hexdigest()}, and should have {want}.')
 
-# %% ../nbs/31_download.ipynb #bcbe9782
+# %% ../nbs/31_download.ipynb #30f827c7
 def _safe(m, to):
     "Python's `data` filter, without links and devices"
     if m.isreg() or m.isdir(): return tarfile.data_filter(m, to)
@@ -91,7 +91,7 @@ def _unpack(file, to):
         if tarfile.is_tarfile(file): _untar(file, to)
         else: zipfile.ZipFile(file).extractall(to)
     except Exception as e:
-        if getattr(e, 'errno', None): raise # from the system, such as a full disk
+        if getattr(e, 'errno', None): raise OSError(e.errno, f'{file} was not unpacked: {e.strerror}', str(to)) from e
         raise ValueError(f'{file} cannot be unpacked: {e}.') from e
     if not any(to.iterdir()): raise ValueError(f'{file} is an archive with nothing in it.')
 
@@ -122,16 +122,17 @@ def _is_there(folder, source, force, by_name):
     if force or source in ('',was): return not force
     raise ValueError(f'{folder} was made from {was}, not from {source}: name another `dest`, or use `force_download`.')
 
-# %% ../nbs/31_download.ipynb #29871482
+# %% ../nbs/31_download.ipynb #0c047390
 def _places(url, dest):
     "The archive's file, the folder to make, and what its note should say"
     if url.startswith('file:'): url = url2pathname(urlsplit(url).path)
     remote = '://' in url
-    file = Path(unquote(urlsplit(url).path) if remote else url).expanduser().absolute()
-    if not file.name: raise ValueError(f'{url!r} does not end in the name of an archive, such as `pictures.tgz`.')
+    file = Path(unquote(urlsplit(url).path) if remote else url).expanduser()
+    if file.name in ('','..'): raise ValueError(f'{url!r} does not end in the name of an archive, such as `pictures.tgz`.')
     folder = Path(dest or cache_dir('data', re.sub(r'(\.tar)?\.\w+$', '', file.name))).expanduser().absolute()
     if remote: return cache_dir('archives', file.name),folder,url
-    return file,folder,f'{file} {file.stat().st_size} {file.stat().st_mtime_ns}' if file.exists() else ''
+    s = file.stat() if file.exists() else None
+    return file,folder,f'{file.absolute()} of {s.st_size} bytes, changed at {s.st_mtime}' if s else ''
 
 # %% ../nbs/31_download.ipynb #79fcd9da
 def untar_data(
