@@ -232,8 +232,8 @@ def test_tables():
 
 def test_pandas():
     pd = pytest.importorskip('pandas')
-    df = pd.DataFrame({**four, 'v':[0,1,0,1]}, index=[5,6,7,8])
-    assert files(ims.from_df(df, valid_col='v', n_workers=0).valid)==['x','z']
+    df = pd.DataFrame({**four, 'v':[0,0,1,1]}, index=[5,6,7,8])
+    assert files(ims.from_df(df, valid_col='v', n_workers=0).valid)==['y','z']
 
 # from csv
 @pytest.fixture
