@@ -17,27 +17,23 @@ from .module import *
 # %% ../nbs/05_layers.ipynb #b7a0e46f
 def _fans(t):
     "Fan in and fan out of a weight `(nf, ni, *kernel)`"
-    if t.ndim<2: raise ValueError(f'A weight needs at least 2 axes, (outputs, inputs), to have a fan in; this one has the shape {tuple(t.shape)}.')
+    if t.ndim<2: raise ValueError(f'A weight needs 2 axes, (outputs, inputs), to have a fan in, not {tuple(t.shape)}.')
     return t.shape[1]*math.prod(t.shape[2:]),t.shape[0]*math.prod(t.shape[2:])
 
 def _kaiming_std(t, a, mode):
     if mode not in ('fan_in','fan_out'): raise ValueError(f"`mode` is 'fan_in' or 'fan_out', not {mode!r}.")
     return math.sqrt(2/(1+a**2)/_fans(t)[mode=='fan_out'])
 
-# %% ../nbs/05_layers.ipynb #b6f6ea1f
+# %% ../nbs/05_layers.ipynb #213f4eda
 def kaiming_normal_(
     t:Tensor, # A weight, `(nf, ni, *kernel)`, changed in place
     a:float=0., # Slope of the following ReLU on the negative side
     mode:str='fan_in', # Whose size is kept: `fan_in` the activations', `fan_out` the gradients'
 )->Tensor: # `t`
-    "Fill with normal numbers that keep the size of what passes through layer and ReLU (https://arxiv.org/abs/1502.01852)"
+    "Fill with normal numbers that keep the size of what passes through layer and ReLU"
     with torch.no_grad(): return t.normal_(0, _kaiming_std(t, a, mode))
 
-def kaiming_uniform_(
-    t:Tensor, # A weight, `(nf, ni, *kernel)`, changed in place
-    a:float=0., # Slope of the following ReLU on the negative side
-    mode:str='fan_in', # `fan_in` or `fan_out`
-)->Tensor: # `t`
+def kaiming_uniform_(t:Tensor, a:float=0., mode:str='fan_in')->Tensor: # `t`
     "`kaiming_normal_` with uniform numbers of the same variance"
     bound = math.sqrt(3)*_kaiming_std(t, a, mode)
     with torch.no_grad(): return t.uniform_(-bound, bound)
@@ -47,13 +43,10 @@ def xavier_normal_(
     t:Tensor, # A weight, `(nf, ni, *kernel)`, changed in place
     gain:float=1., # Factor on the standard deviation
 )->Tensor: # `t`
-    "Fill with normal numbers whose variance is between those for activations and gradients (Glorot and Bengio, 2010)"
+    "Fill with normal numbers whose variance is between those for activations and gradients"
     with torch.no_grad(): return t.normal_(0, gain*math.sqrt(2/sum(_fans(t))))
 
-def xavier_uniform_(
-    t:Tensor, # A weight, `(nf, ni, *kernel)`, changed in place
-    gain:float=1., # Factor on the bound
-)->Tensor: # `t`
+def xavier_uniform_(t:Tensor, gain:float=1.)->Tensor: # `t`
     "`xavier_normal_` with uniform numbers of the same variance"
     bound = gain*math.sqrt(6/sum(_fans(t)))
     with torch.no_grad(): return t.uniform_(-bound, bound)
@@ -61,12 +54,11 @@ def xavier_uniform_(
 # %% ../nbs/05_layers.ipynb #3ff376c3
 def _check_width(m, x, axis, n, what):
     "Is axis `axis` of `x` as long as module `m` needs?"
-    if x.ndim>=-axis and x.shape[axis]==n: return
-    got = f'{x.shape[axis]} there' if x.ndim>=-axis else f'{x.ndim} axes'
-    hint = ' Channels come before height and width: `x.permute(0,3,1,2)` moves them.' if axis==-3 and x.ndim==4 and x.shape[-1]==n else ''
-    raise ValueError(f'{m} takes {n} {what} in axis {axis} of its input, and was given {got}: the input has the shape {tuple(x.shape)}.{hint}')
+    if -x.ndim<=axis<x.ndim and x.shape[axis]==n: return
+    last = axis==-3 and x.ndim==4 and x.shape[-1]==n
+    raise ValueError(f'{m} takes {n} {what} in axis {axis} of its input, which has the shape {tuple(x.shape)}.'
+        + ' Channels come before height and width: `x.permute(0,3,1,2)`.'*last)
 
-# %% ../nbs/05_layers.ipynb #4292350b
 class Linear(Module):
     "`x @ weight.T + bias`"
     def __init__(self,
@@ -81,12 +73,11 @@ class Linear(Module):
         _check_width(self, x, -1, self.weight.shape[1], 'features')
         return F.linear(x, self.weight, self.bias)
 
-    def extra_repr(self): return f'{self.weight.shape[1]}, {self.weight.shape[0]}{"" if self.bias is not None else ", bias=False"}'
+    def extra_repr(self): return ', '.join(map(str, self.weight.shape[::-1])) + ', bias=False'*(self.bias is None)
 
 # %% ../nbs/05_layers.ipynb #6c2fa4df
 def _pair(o): return tuple(o) if is_listy(o) else (o,o)
 
-# %% ../nbs/05_layers.ipynb #3f37fa30
 class Conv2d(Module):
     "Find `nf` patterns in pictures of `ni` channels"
     def __init__(self,
@@ -99,45 +90,38 @@ class Conv2d(Module):
         groups:int=1, # Parts of the channels that do not see each other
         dilation:int|tuple=1, # Distance between neighbours in a pattern
     ):
-        if ni%groups or nf%groups: raise ValueError(f'{groups} groups do not divide {ni} input and {nf} output channels evenly.')
+        if ni%groups or nf%groups: raise ValueError(f'{groups} groups do not divide {ni} and {nf} channels evenly.')
         self.stride,self.groups,self.dilation = stride,groups,dilation
         self.padding = [d*(k-1)//2 for k,d in zip(_pair(ks), _pair(dilation))] if padding is None else padding
         self.weight = Parameter(kaiming_normal_(torch.empty(nf, ni//groups, *_pair(ks))))
         self.bias = Parameter(torch.zeros(nf)) if bias else None
 
-# %% ../nbs/05_layers.ipynb #955291ef
-@patch
-def forward(self:Conv2d, x): # `(bs, ni, h, w)` to `(bs, nf, ho, wo)`
-    _check_width(self, x, -3, self.weight.shape[1]*self.groups, 'channels')
-    return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, x): # `(bs, ni, h, w)` to `(bs, nf, ho, wo)`
+        _check_width(self, x, -3, self.weight.shape[1]*self.groups, 'channels')
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
-@patch
-def extra_repr(self:Conv2d):
-    nf,ni,kh,kw = self.weight.shape
-    opts = dict(stride=(self.stride, 1), groups=(self.groups, 1), dilation=(self.dilation, 1), bias=(self.bias is not None, True))
-    return ', '.join([f'{ni*self.groups}, {nf}, ks={kh if kh==kw else (kh,kw)}', *(f'{k}={v}' for k,(v,default) in opts.items() if v!=default)])
+    def extra_repr(self):
+        nf,ni,*ks = self.weight.shape
+        opts = dict(stride=self.stride, groups=self.groups, dilation=self.dilation, bias=self.bias is not None)
+        changed = [f'{k}={v}' for k,v in opts.items() if v!=1] # `True` is 1
+        return ', '.join([f'{ni*self.groups}, {nf}, ks={ks[0] if ks[0]==ks[1] else tuple(ks)}', *changed])
 
-# %% ../nbs/05_layers.ipynb #c0af0b3f
-class AvgPool(Module):
+# %% ../nbs/05_layers.ipynb #9ed6ceff
+class _Pool(Module):
+    def __init__(self,
+        ks:int|tuple=2, # Height and width of a patch
+        stride:int|tuple|None=None, # Step from patch to patch; `None`: `ks`
+        padding:int|tuple=0, # Zeros on each side for `AvgPool`; for `MaxPool` a border that never wins
+    ): store_attr()
+    def extra_repr(self): return f'{self.ks}'
+
+class AvgPool(_Pool):
     "The mean of each patch"
-    def __init__(self,
-        ks:int|tuple=2, # Height and width of a patch
-        stride:int|tuple|None=None, # Step from patch to patch; `None`: `ks`
-        padding:int|tuple=0, # Zeros on each side, which count
-    ): store_attr()
-    def forward(self, x): return F.avg_pool2d(x, self.ks, self.stride, self.padding) # `(bs, c, h, w)` to `(bs, c, ho, wo)`
-    def extra_repr(self): return f'{self.ks}'
+    def forward(self, x): return F.avg_pool2d(x, self.ks, self.stride, self.padding) # to `(bs, c, ho, wo)`
 
-# %% ../nbs/05_layers.ipynb #ed12100e
-class MaxPool(Module):
+class MaxPool(_Pool):
     "The maximum of each patch"
-    def __init__(self,
-        ks:int|tuple=2, # Height and width of a patch
-        stride:int|tuple|None=None, # Step from patch to patch; `None`: `ks`
-        padding:int|tuple=0, # Width of a border that never wins
-    ): store_attr()
-    def forward(self, x): return F.max_pool2d(x, self.ks, self.stride, self.padding) # `(bs, c, h, w)` to `(bs, c, ho, wo)`
-    def extra_repr(self): return f'{self.ks}'
+    def forward(self, x): return F.max_pool2d(x, self.ks, self.stride, self.padding) # to `(bs, c, ho, wo)`
 
 # %% ../nbs/05_layers.ipynb #5074f847
 class AdaptivePool(Module):
@@ -156,11 +140,10 @@ class Flatten(Module):
 class ReLU(Module):
     "Negative numbers become zero"
     def __init__(self,
-        inplace:bool=False, # Overwrite the input?
+        inplace:bool=False, # Overwrite the input, which saves the memory of the output?
     ): self.inplace = inplace
     def forward(self, x): return F.relu(x, self.inplace) # Any shape
 
-# %% ../nbs/05_layers.ipynb #a100e0b8
 class Dropout(Module):
     "In training, zero each number with probability `p` and scale up the others"
     def __init__(self,
@@ -182,13 +165,13 @@ class Embedding(Module):
 
     def forward(self, x): # Integers of shape `(...)` to `(..., nf)`
         try: return F.embedding(x, self.weight)
-        except IndexError: raise IndexError(f'{self} has the indices 0 to {len(self.weight)-1}, and was given {x.min()} to {x.max()}.') from None
+        except IndexError as e: raise IndexError(f'{self} was given the indices {x.min()} to {x.max()}.') from e
 
     def extra_repr(self): return ', '.join(map(str, self.weight.shape))
 
 # %% ../nbs/05_layers.ipynb #e371f6fe
 class BatchNorm(Module):
-    "Each channel gets mean 0 and variance 1 over the batch, then a learned scale and shift (https://arxiv.org/abs/1502.03167)"
+    "Each channel gets mean 0 and variance 1 over the batch, then a learned scale and shift"
     def __init__(self,
         nf:int, # Channels
         eps:float=1e-5, # Added to the variance
@@ -200,16 +183,13 @@ class BatchNorm(Module):
         self.register_buffer('running_var', torch.ones(nf))
         self.register_buffer('num_batches_tracked', tensor(0))
 
-# %% ../nbs/05_layers.ipynb #e292b61a
-@patch
-def forward(self:BatchNorm, x): # `(bs, nf, ...)` to the same
-    nf = len(self.weight)
-    if x.ndim<2 or x.shape[1]!=nf: raise ValueError(f'{self} takes {nf} channels in axis 1 of its input, which has the shape {tuple(x.shape)}.')
-    if self.training: self.num_batches_tracked.add_(1)
-    return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps)
+    def forward(self, x): # `(bs, nf, ...)` to the same
+        _check_width(self, x, 1, len(self.weight), 'channels')
+        if self.training: self.num_batches_tracked.add_(1)
+        stats = self.running_mean,self.running_var
+        return F.batch_norm(x, *stats, self.weight, self.bias, self.training, self.momentum, self.eps)
 
-@patch
-def extra_repr(self:BatchNorm): return f'{len(self.weight)}'
+    def extra_repr(self): return f'{len(self.weight)}'
 
 # %% ../nbs/05_layers.ipynb #a9678793
 class ConvLayer(Sequential):
@@ -227,7 +207,6 @@ class ConvLayer(Sequential):
         if norm: layers.append((BatchNorm if norm is True else norm)(nf))
         super().__init__(*layers, *([act()] if act else []))
 
-# %% ../nbs/05_layers.ipynb #af394291
 def simple_cnn(
     n_out:int=10, # Outputs: the number of classes
     ni:int=3, # Input channels
