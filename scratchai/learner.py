@@ -285,7 +285,7 @@ class Learner:
         finally: self.add_cbs(old)
     def ordered_cbs(self, event_name:str)->L: # An event
         "The callbacks that handle an event, in the order in which they run"
-        return self.cbs.filter(lambda o: getattr(o, event_name) is not noop)
+        return self.cbs.filter(lambda o: getattr(getattr(o, event_name), '__func__', None) is not noop)
     def __getattr__(self, k):
         for cb in self.__dict__.get('cbs', ()):
             if cb.name==k: return cb

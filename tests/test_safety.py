@@ -2,7 +2,7 @@
 import os,subprocess,sys,warnings
 
 import pytest,torch
-from fastcore.all import NS
+from fastcore.all import L,NS
 from scratchai.learner import *
 from scratchai.losses import mse
 from scratchai.safety import *
@@ -165,6 +165,9 @@ print(hits)
 print(bad)
 ''')
     assert hits>30 and bad==0
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch): monkeypatch.setattr(Learner, 'default_callbacks', L(TrainEvalCallback)) # other tests may have made it longer
 
 class Fails(Callback):
     "Fails at one event of epoch `epoch`"
