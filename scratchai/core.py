@@ -79,7 +79,7 @@ def find_bs(b, # A batch: any nest of tensors
     if _is_packed(o): return int(o.batch_sizes[0])
     if o is not None: return len(o) if o.ndim else 1
     inner = first(b.values() if isinstance(b, dict) else b)
-    return find_bs(inner) if isinstance(inner, (list,tuple,L,dict)) else len(b)
+    return find_bs(inner) if is_listy(inner) else len(b)
 
 # %% ../nbs/00_core.ipynb #350c72b4
 def set_seed(s:int, # Any whole number
@@ -145,10 +145,8 @@ def show_image(
     return ax
 
 # %% ../nbs/00_core.ipynb #2bf9eca3
-def show_titled_image(o:tuple, # `(image, title)`
-    **kwargs # Passed on to `show_image`
-): # The axes
-    "Show an `(image, title)` pair"
+def show_titled_image(o:tuple, **kwargs): # The axes
+    "Show an `(image, title)` pair; `kwargs` are `show_image`'s"
     return show_image(o[0], title=str(o[1]), **kwargs)
 
 def show_images(

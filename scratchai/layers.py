@@ -126,9 +126,7 @@ class MaxPool(_Pool):
 # %% ../nbs/05_layers.ipynb #5074f847
 class AdaptivePool(Module):
     "The mean of each of `sz` by `sz` patches, whatever the size of the input"
-    def __init__(self,
-        sz:int|tuple=1, # Height and width of the output
-    ): self.sz = sz
+    def __init__(self, sz:int|tuple=1): self.sz = sz # Height and width of the output
     def forward(self, x): return F.adaptive_avg_pool2d(x, self.sz) # `(bs, c, h, w)` to `(bs, c, sz, sz)`
     def extra_repr(self): return f'{self.sz}'
 
@@ -139,16 +137,12 @@ class Flatten(Module):
 # %% ../nbs/05_layers.ipynb #4a5e0add
 class ReLU(Module):
     "Negative numbers become zero"
-    def __init__(self,
-        inplace:bool=False, # Overwrite the input, which saves the memory of the output?
-    ): self.inplace = inplace
+    def __init__(self, inplace:bool=False): self.inplace = inplace # Overwrite the input?
     def forward(self, x): return F.relu(x, self.inplace) # Any shape
 
 class Dropout(Module):
     "In training, zero each number with probability `p` and scale up the others"
-    def __init__(self,
-        p:float=0.5, # Probability, 0 to 1
-    ):
+    def __init__(self, p:float=0.5):
         if not 0<=p<=1: raise ValueError(f'`p` is a probability, from 0 to 1, not {p}.')
         self.p = p
     def forward(self, x): return F.dropout(x, self.p, self.training) # Any shape
@@ -216,10 +210,7 @@ def simple_cnn(
     return Sequential(*convs, AdaptivePool(), Flatten(), Linear(128, n_out))
 
 # %% ../nbs/05_layers.ipynb #3acebc16
-def print_stats(
-    outp:Tensor, # What the module returned
-    inp, # What it was given; not used
-):
-    "A hook that prints shape, mean, standard deviation and share of zeros: `m.hook = print_stats`"
+def print_stats(outp:Tensor, inp=None):
+    "A hook that prints shape, mean, standard deviation and share of zeros of `outp`: `m.hook = print_stats`"
     o = outp.detach().float()
     print(f'{str(tuple(o.shape)):18} mean {o.mean():6.3f}  std {o.std():6.3f}  zeros {(o==0).float().mean():4.0%}')

@@ -108,8 +108,7 @@ class _Tree:
     def buffers(self, recurse:bool=True)->L: return self.named_buffers(recurse=recurse).itemgot(1)
 
 # %% ../nbs/04_module.ipynb #f734b4c4
-def check_parts(m, # A model, ours or of `torch.nn`
-):
+def check_parts(m): # A model, ours or of `torch.nn`
     "Raise an error if a `torch.nn` module in `m` holds one of ours, whose weights it would not see"
     for _ in _walk(m, seen=set()): pass
 
@@ -134,9 +133,7 @@ class Module(_Tree):
     "A callable that knows its weights: assign `Parameter`s and `Module`s to it and define `forward`"
     training,hook,__hooks__ = True,None,{}
 
-    def forward(self, *args, **kwargs):
-        "What the module computes"
-        raise NotImplementedError(f'{type(self).__name__} has no `forward`: define what it computes there.')
+    def forward(self, *args, **kwargs): raise NotImplementedError(f'{type(self).__name__} has no `forward`.')
     def __call__(self, *args, **kwargs):
         "`forward`, then the hooks"
         res = self.forward(*args, **kwargs)
@@ -213,9 +210,7 @@ class Module(_Tree):
 # %% ../nbs/04_module.ipynb #d115774c
 class Sequential(Module):
     "Modules and functions, called one after the other"
-    def __init__(self,
-        *layers, # Each is given what the one before it returned
-    ):
+    def __init__(self, *layers): # Each is given what the one before it returned
         for l in layers:
             if not callable(l): raise TypeError(f'`Sequential` takes modules and functions, not a {type(l).__name__}.')
         self._layers = list(layers)
@@ -224,9 +219,7 @@ class Sequential(Module):
         for l in self._layers: x = l(x)
         return x
 
-    def append(self,
-        layer, # A module or function
-    )->Module: # `self`
+    def append(self, layer)->Module: # `self`
         "Add a layer at the end"
         self._layers.append(layer)
         return self
