@@ -4,27 +4,21 @@
 
 # %% auto #0
 __all__ = ['rmse', 'error_rate', 'top_k_accuracy', 'accuracy_multi', 'mae', 'AccumMetric', 'skm_to_fastai', 'ConfusionMetric',
-           'Precision', 'Recall', 'F1Score', 'roc_auc', 'RocAuc', 'R2Score', 'Perplexity', 'Dice', 'JaccardCoeff']
+           'Precision', 'Recall', 'F1Score', 'Dice', 'JaccardCoeff', 'roc_auc', 'RocAuc', 'R2Score', 'Perplexity']
 
 # %% ../nbs/27_metrics.ipynb #aa35cf3b
 import torch
 from torch import Tensor
 from fastcore.all import *
 from .core import *
-from .learner import *
-from .learner import _fname
+from .recorder import *
 from .losses import *
 
 # %% ../nbs/27_metrics.ipynb #de920d9f
 def _check_same(pred, targ, name):
-    if pred.shape!=targ.shape: raise ValueError(f"`{name}` compares tensors of one shape, got {tuple(pred.shape)} and {tuple(targ.shape)}.")
+    if pred.shape!=targ.shape: raise ValueError(f"`{name}` compares one shape, got {*pred.shape,} and {*targ.shape,}.")
 
-# %% ../nbs/27_metrics.ipynb #f9112688
-def error_rate(
-    pred:Tensor, # Logits or probabilities, `(bs, c)`
-    targ:Tensor, # Class indices, `(bs,)`
-    axis:int=-1, # The dimension of the classes
-)->Tensor: # A scalar from 0 to 1
+def error_rate(pred:Tensor, targ:Tensor, axis:int=-1)->Tensor: # `axis` is the dimension of the classes
     "Share of the items that are wrong"
     return 1-accuracy(pred, targ, axis=axis)
 
@@ -49,10 +43,7 @@ def accuracy_multi(
     _check_same(pred, targ, 'accuracy_multi')
     return (((pred.sigmoid() if sigmoid else pred)>thresh)==targ.bool()).float().mean()
 
-def mae(
-    pred:Tensor, # Any shape
-    targ:Tensor, # The same shape
-)->Tensor: # A scalar
+def mae(pred:Tensor, targ:Tensor)->Tensor: # Two tensors of one shape
     "Mean absolute error"
     _check_same(pred, targ, 'mae')
     return (pred-targ).abs().mean()
@@ -62,7 +53,7 @@ class AccumMetric(Metric):
     "Applies `func` to all predictions and targets of an epoch at once"
     name = None
     def __init__(self,
-        func, # `f(preds, targs, **kwargs)`, a number
+        func, # `f(preds, *targs, **kwargs)`, a number
         dim_argmax:int|None=None, # Dimension of the classes: hand on the index of the largest, or the softmax
         activation:str='no', # 'no', 'sigmoid', 'softmax', or 'binarysoftmax': the probability of the last class
         thresh:float|None=None, # Hand on whether the predictions are at least this
@@ -72,59 +63,42 @@ class AccumMetric(Metric):
         name:str|None=None, # Heading; `None`: the name of `func`
         **kwargs # Passed on to `func`
     ):
-        self.kwargs,self.name = kwargs,name or _fname(func)
+        self.kwargs,self.name = kwargs,name or AvgMetric(func).name
         store_attr(but='name')
         self.reset()
 
-# %% ../nbs/27_metrics.ipynb #4cfa02e5
-@patch
-def reset(self:AccumMetric): self.preds,self.targs = [],[]
-@patch
-def accumulate(self:AccumMetric, learn): self._add(self._act(_full(learn.pred)), _full(learn.y))
-@patch
-def _add(self:AccumMetric, preds, targs):
-    for o,xs in ((preds, self.preds), (targs, self.targs)): xs.append(o.detach().flatten() if self.flatten else o.detach())
+    def reset(self): self.preds,self.targs = [],[] # A tensor, and a list of tensors, for each batch
+    def forget(self): self.reset()
+    def accumulate(self, learn):
+        "Keep a batch on its device"
+        wide = lambda o: o.detach().float() if o.dtype in (torch.float16,torch.bfloat16) else o.detach()
+        flat = lambda o: o.flatten() if self.flatten else o
+        self.preds.append(flat(self._act(wide(learn.pred))))
+        self.targs.append([flat(wide(o)) for o in learn.yb])
 
-# %% ../nbs/27_metrics.ipynb #b45c7a96
-@patch
-def forget(self:AccumMetric): self.reset()
-def _full(o): return o.float() if o.dtype in (torch.float16,torch.bfloat16) else o
+    def _act(self, pred):
+        dim,act = ifnone(self.dim_argmax, -1),self.activation.lower()
+        one = pred.ndim==1 or pred.shape[dim]==1
+        if act=='sigmoid' or 'softmax' in act and one: pred = pred.sigmoid()
+        elif 'softmax' in act: pred = pred.softmax(dim)
+        elif self.dim_argmax is not None: pred = (pred>0).long() if one else pred.argmax(dim)
+        if act=='binarysoftmax' and pred.ndim>1: pred = pred[:,-1]
+        return pred if self.thresh is None else pred>=self.thresh
 
-# %% ../nbs/27_metrics.ipynb #0e6bfd93
-@patch
-def _act(self:AccumMetric, pred):
-    dim,act = self.dim_argmax,self.activation.lower()
-    if act=='sigmoid': pred = pred.sigmoid()
-    elif act in ('softmax','binarysoftmax'): pred = _probs(pred, ifnone(dim, -1))
-    elif dim is not None: pred = _best(pred, dim)
-    if act=='binarysoftmax' and pred.ndim>1: pred = pred[:,-1]
-    return pred if self.thresh is None else pred>=self.thresh
+    @property
+    def value(self):
+        if not self.preds: return None
+        preds,targs = torch.cat(self.preds),[torch.cat(o) for o in zip(*self.targs)]
+        args = [*targs, preds] if self.invert_arg else [preds, *targs]
+        return self.func(*[to_cpu(o).numpy() if self.to_np else o for o in args], **self.kwargs)
 
-# %% ../nbs/27_metrics.ipynb #d1c71dc0
-def _single(pred, dim): return pred.ndim==1 or pred.shape[dim]==1
-def _probs(pred, dim): return pred.sigmoid() if _single(pred, dim) else pred.softmax(dim)
-def _best(pred, dim): return (pred>0).long() if _single(pred, dim) else pred.argmax(dim)
-
-# %% ../nbs/27_metrics.ipynb #ac18d2f2
-@patch(as_prop=True)
-def value(self:AccumMetric):
-    if not self.preds: return None
-    args = [torch.cat(o) for o in (self.preds, self.targs)]
-    if self.to_np: args = [to_cpu(o).numpy() for o in args]
-    return self.func(*(args[::-1] if self.invert_arg else args), **self.kwargs)
-
-# %% ../nbs/27_metrics.ipynb #0f248863
-@patch
-def __call__(self:AccumMetric,
-    preds:Tensor, # As the model gives them
-    targs:Tensor, # Targets
-): # The number
-    "The metric of one batch"
-    self.reset()
-    self.accumulate(NS(pred=preds, y=targs))
-    res = self.value
-    self.forget()
-    return res
+    def __call__(self, preds, *targs):
+        "The metric of one batch"
+        self.reset()
+        self.accumulate(NS(pred=preds, yb=targs))
+        res = self.value
+        self.forget()
+        return res
 
 # %% ../nbs/27_metrics.ipynb #2f590fde
 def _rmse(pred, targ): return (pred-targ).square().mean().sqrt()
@@ -146,7 +120,8 @@ def skm_to_fastai(
 
 # %% ../nbs/27_metrics.ipynb #32ce2e8d
 class ConfusionMetric(Metric):
-    "Base of metrics made from the confusion matrix, summed over an epoch"
+    "Base of metrics made from the confusion matrix, summed over an epoch; a subclass has `_ratio(right, called, true)`"
+    name,_averages = None,('binary','macro','micro','weighted',None)
     def __init__(self,
         axis:int=-1, # The dimension of the classes; a model with one output says yes above 0
         labels=None, # Classes that count; `None`: all
@@ -154,61 +129,42 @@ class ConfusionMetric(Metric):
         average:str|None='binary', # 'binary', 'macro', 'micro', 'weighted', or `None` for one number a class
         name:str|None=None, # Heading; `None`: that of the class
     ):
-        self.name = ifnone(name, class2attr(self, 'Metric').replace('f1score', 'f1_score'))
-        _check_average(average, 'binary', 'macro', 'micro', 'weighted', None)
+        if average not in self._averages: raise ValueError(f"There is no `average={average!r}`, only {self._averages}.")
+        self.name = name or type(self).name or class2attr(self, 'Metric')
         store_attr(but='name')
         self.reset()
 
-    name = None
     def reset(self): self.conf = None
-    def accumulate(self, learn): self._add(learn.pred, learn.y)
+    def accumulate(self, learn):
+        pred,(targ,) = learn.pred[:,None] if learn.pred.ndim==1 else learn.pred,[o.flatten() for o in learn.yb]
+        c = pred.shape[self.axis]
+        best,c = (pred.argmax(self.axis),c) if c>1 else ((pred>0).long(),2)
+        _check_same(best.flatten(), targ, self.name)
+        if self.conf is None: self.conf = torch.zeros(c*c+1, dtype=torch.long, device=pred.device)
+        pairs = torch.where((targ<0)|(targ>=c)|(targ!=targ.long()), c*c, targ.long()*c + best.flatten())
+        self.conf.index_add_(0, pairs, torch.ones_like(pairs))
 
-# %% ../nbs/27_metrics.ipynb #358c0436
-def _check_average(o, *have):
-    if o not in have: raise ValueError(f"There is no `average={o!r}`; choose from {', '.join(map(repr, have))}.")
+    def _counts(self, labels=None):
+        "Right ones, called so, and truly so, for each class"
+        c,strange = int(len(self.conf)**0.5),int(self.conf[-1])
+        if strange: raise ValueError(f"`{self.name}` has seen {strange} target(s) that are no class from 0 to {c-1}.")
+        conf = self.conf[:-1].view(c, c).float()
+        return [o if labels is None else o[list(labels)] for o in (conf.diagonal(), conf.sum(0), conf.sum(1))]
 
-# %% ../nbs/27_metrics.ipynb #ed9db800
-@patch
-def _add(self:ConfusionMetric, pred, targ):
-    if pred.ndim==1: pred = pred[:,None]
-    c = pred.shape[self.axis]
-    best,c = (pred.argmax(self.axis),c) if c>1 else ((pred.squeeze(self.axis)>0).long(),2)
-    if self.conf is None: self.conf = torch.zeros(c*c+1, dtype=torch.long, device=pred.device)
-    best,targ = best.flatten(),targ.flatten()
-    _check_same(best, targ, self.name)
-    pairs = torch.where((targ<0)|(targ>=c)|(targ!=targ.long()), c*c, targ.long()*c + best)
-    self.conf.index_add_(0, pairs, torch.ones_like(pairs))
+    @property
+    def value(self):
+        if self.conf is None: return None
+        if self.average=='binary' and len(self.conf)!=5: raise ValueError("'binary' is for two classes; take 'macro'.")
+        right,called,true = self._counts([self.pos_label] if self.average=='binary' else self.labels)
+        if self.average in ('binary','micro'): right,called,true = right.sum(),called.sum(),true.sum()
+        res = self._ratio(right, called, true).nan_to_num(0)
+        if res.ndim==0 or self.average is None: return res
+        w = true if self.average=='weighted' else (called+true>0) if self.labels is None else torch.ones_like(true)
+        return (res*w).sum()/w.sum()
 
-@patch
-def _counts(self:ConfusionMetric):
-    "Right ones, called so, and truly so, for each class, `(c,)`"
-    c,strange = int(len(self.conf)**0.5),int(self.conf[-1])
-    if strange: raise ValueError(f"`{self.name}` has seen {strange} target(s) that are none of the classes 0 to {c-1}; leave them out, predictions and targets, before the metric.")
-    conf = self.conf[:-1].view(c, c).float()
-    res = conf.diagonal(),conf.sum(0),conf.sum(1)
-    return [o[list(self.labels)] for o in res] if self.labels is not None else res
-
-# %% ../nbs/27_metrics.ipynb #76e38801
-@patch(as_prop=True)
-def value(self:ConfusionMetric):
-    if self.conf is None: return None
-    right,called,true = self._counts()
-    if self.average=='micro': right,called,true = right.sum(),called.sum(),true.sum()
-    if self.average=='binary': return self._binary()
-    res,here = self._ratio(right, called, true).nan_to_num(0),called+true>0
-    if self.labels is not None: here = torch.ones_like(here)
-    return {'macro': lambda: (res*here).sum()/here.sum(), 'weighted': lambda: (res*true).sum()/true.sum()}.get(self.average, lambda: res)()
-
-@patch
-def _binary(self:ConfusionMetric):
-    if len(self.conf)!=5: raise ValueError(f"`average='binary'` is for two classes, and here are {int(len(self.conf)**0.5)}; choose 'macro', 'micro' or 'weighted'.")
-    one = type(self)(axis=self.axis, labels=[self.pos_label], average='micro', name=self.name)
-    one.conf = self.conf
-    return one.value
+    __call__ = AccumMetric.__call__
 
 # %% ../nbs/27_metrics.ipynb #06e00c93
-ConfusionMetric.__call__ = AccumMetric.__call__
-
 class Precision(ConfusionMetric):
     "Of those called positive, the share that is"
     def _ratio(self, right, called, true): return right/called
@@ -217,10 +173,28 @@ class Recall(ConfusionMetric):
     "Of those that are positive, the share that was found"
     def _ratio(self, right, called, true): return right/true
 
-# %% ../nbs/27_metrics.ipynb #29ae3af9
 class F1Score(ConfusionMetric):
     "Harmonic mean of precision and recall"
+    name = 'f1_score'
     def _ratio(self, right, called, true): return 2*right/(called+true)
+
+# %% ../nbs/27_metrics.ipynb #5b69ff9f
+class Dice(ConfusionMetric):
+    "Twice the overlap of the predicted and the true shape, over the sum of their areas; the mean over several classes"
+    def __init__(self,
+        axis:int=1, # The dimension of the classes
+        name:str|None=None, # Heading; `None`: that of the class
+    ): super().__init__(axis, name=name)
+    def _ratio(self, right, called, true): return 2*right/(called+true)
+    @property
+    def value(self):
+        if self.conf is None: return None
+        res = self._ratio(*self._counts())
+        return res[1] if len(res)==2 else res.nanmean()
+
+class JaccardCoeff(Dice):
+    "The overlap of the predicted and the true shape, over the area that either covers"
+    def _ratio(self, right, called, true): return right/(called+true-right)
 
 # %% ../nbs/27_metrics.ipynb #bc5aaff8
 def roc_auc(
@@ -229,11 +203,10 @@ def roc_auc(
 )->Tensor: # From 0 to 1; NaN if there are no positives, or no negatives, or a score is NaN
     "Area under the ROC curve: the probability that a positive item scores above a negative one"
     _,inv,n = score.unique(return_inverse=True, return_counts=True)
-    rank = (n.cumsum(0)-(n-1)/2)[inv]
-    pos = targ.bool()
+    rank,pos = (n.cumsum(0)-(n-1)/2)[inv].double(),targ.bool()
     n_pos,n_neg = pos.sum().double(),(~pos).sum().double()
-    auc = ((rank.double()[pos].sum() - n_pos*(n_pos+1)/2)/(n_pos*n_neg)).float()
-    return auc.where(~score.isnan().any(), torch.nan)
+    auc = (rank[pos].sum() - n_pos*(n_pos+1)/2)/(n_pos*n_neg)
+    return auc.float().where(~score.isnan().any(), torch.nan)
 
 # %% ../nbs/27_metrics.ipynb #773735d0
 def _auc(pred, targ, axis=-1, average='macro'):
@@ -241,18 +214,17 @@ def _auc(pred, targ, axis=-1, average='macro'):
     pred,targ = pred[:,None] if pred.ndim==1 else pred.movedim(axis, -1).flatten(0, -2),targ.flatten() # (n, c) and (n,)
     _check_same(pred[:,0], targ, 'roc_auc_score')
     if pred.shape[1]<=2: return roc_auc(pred[:,-1], targ)
-    aucs = torch.stack([roc_auc(pred[:,i], targ==i) for i in range(pred.shape[1])])
-    n = torch.stack([(targ==i).sum() for i in range(pred.shape[1])])
+    aucs,n = [torch.stack(o) for o in zip(*[(roc_auc(p, targ==i), (targ==i).sum()) for i,p in enumerate(pred.T)])]
     return aucs.mean() if average=='macro' else (aucs*n).sum()/n.sum()
 
-# %% ../nbs/27_metrics.ipynb #0be1f346
 def RocAuc(
     axis:int=-1, # The dimension of the classes
     average:str='macro', # 'macro': the mean over classes; 'weighted': by their frequency
 )->AccumMetric: # For a learner
     "Area under the ROC curve; for several classes, of each against the rest"
-    _check_average(average, 'macro', 'weighted')
-    return AccumMetric(_auc, dim_argmax=axis, activation='softmax', flatten=False, name='roc_auc_score', axis=axis, average=average)
+    if average not in ('macro','weighted'): raise ValueError(f"`average` is 'macro' or 'weighted', not {average!r}.")
+    kw = dict(name='roc_auc_score', axis=axis, average=average)
+    return AccumMetric(_auc, dim_argmax=axis, activation='softmax', flatten=False, **kw)
 
 # %% ../nbs/27_metrics.ipynb #f7e48a68
 def _r2(pred, targ): return 1 - (targ-pred).square().sum()/(targ-targ.float().mean()).square().sum()
@@ -260,28 +232,7 @@ def R2Score()->AccumMetric: # For a learner
     "Share of the targets' variance that the predictions explain"
     return AccumMetric(_r2, name='r2_score')
 
-# %% ../nbs/27_metrics.ipynb #19350020
 class Perplexity(AvgLoss):
     "Exponential of the mean loss"
     name = 'perplexity'
     value = property(lambda self: tensor(self.total/self.count).exp() if self.count else None)
-
-# %% ../nbs/27_metrics.ipynb #5b69ff9f
-class Dice(ConfusionMetric):
-    "Twice the overlap of the predicted and the true shape, over the sum of their areas; for several classes, the mean over them"
-    def __init__(self,
-        axis:int=1, # The dimension of the classes
-        name:str|None=None, # Heading; `None`: that of the class
-    ): super().__init__(axis, name=name)
-    def _ratio(self, right, called, true): return 2*right/(called+true)
-
-class JaccardCoeff(Dice):
-    "The overlap of the predicted and the true shape, over the area that either covers"
-    def _ratio(self, right, called, true): return right/(called+true-right)
-
-# %% ../nbs/27_metrics.ipynb #aee5f496
-@patch(as_prop=True)
-def value(self:Dice):
-    if self.conf is None: return None
-    res = self._ratio(*self._counts())
-    return res[1] if len(res)==2 else res.nanmean()
