@@ -29,12 +29,8 @@ def default_device(use:bool|int=-1, # `True`: an accelerator or an error; `False
     raise RuntimeError("No accelerator: torch sees neither CUDA nor MPS; `default_device(False)` is the CPU.")
 
 # %% ../nbs/00_core.ipynb #1fec2ab5
-def apply(
-    func, # Called as `func(leaf, *args, **kwargs)`
-    x, # Any nest of lists, tuples, sets, dicts and dataclasses
-    *args, **kwargs
-): # The same nest of what `func` returned
-    "Call `func` on every leaf of a nest"
+def apply(func, x, *args, **kwargs): # The same nest of what `func(leaf, *args, **kwargs)` returned
+    "Call `func` on every leaf of `x`, any nest of lists, tuples, sets, dicts and dataclasses"
     def go(o): return apply(func, o, *args, **kwargs)
     if isinstance(x, (dict,UserDict)):
         res = copy(x)
@@ -174,7 +170,7 @@ class _Chain:
     def __init__(self, *steps): self._steps = steps
     def __getitem__(self, i): return _Chain(*self._steps, ('__getitem__',(i,),{}))
     def __getattr__(self, k):
-        if k.startswith('__'): raise AttributeError(k)
+        if k.startswith('_'): raise AttributeError(k)
         return _Chain(*self._steps, (k,None,None))
     def __call__(self, *args, **kwargs):
         *before,(name,called,_) = self._steps or (('__call__',None,None),)
@@ -198,8 +194,7 @@ def cache_dir(*parts:str, # Folders below it
     return Path(home).expanduser().joinpath(*parts)
 
 # %% ../nbs/00_core.ipynb #3329cb82
-def write_whole(
-    path, # The file to write; its folder is made
+def write_whole(path, # The file to write; its folder is made
     write, # Called with the name of a temporary file beside it, of the same suffix
 )->Path: # `path`
     "Write a file that is there whole or not at all"

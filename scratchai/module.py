@@ -32,13 +32,15 @@ def _flat(k, v):
     "The name and value of `v`; for lists and dicts, of each thing in them, however deep"
     if isinstance(v, (dict,UserDict)): items = v.items()
     elif isinstance(v, (list,tuple,L,deque)): items = enumerate(v)
+    elif isinstance(v, (set,frozenset)) and any(isinstance(o, Tensor) or hasattr(o, 'parameters') for o in v):
+        raise TypeError(f'`{k}` is a set of layers, which has no order to name them by; use a list.')
     else: return [(k,v)]
     return [p for i,o in items for p in _flat(f'{k}.{i}', o)]
 
 # %% ../nbs/04_module.ipynb #5048974e
 def _is_param(o): return isinstance(o, Tensor) and any(c.__name__=='Parameter' for c in type(o).__mro__)
 def _is_buffer(m, k, v): return isinstance(v, Tensor) and not _is_param(v) and k in m._buffers
-def _is_module(o): return isinstance(o, _Tree) or isinstance(getattr(o, '_modules', None), dict)
+def _is_module(o): return isinstance(o, _Tree) or hasattr(o, '_modules')
 
 # %% ../nbs/04_module.ipynb #aae9cc91
 def _members(m):
@@ -81,7 +83,8 @@ class _Tree:
         if not persistent: self._non_persistent_buffers_set |= {name}
         setattr(self, name, tensor)
 
-    def _members(self): return [o for k,v in list(vars(self).items()) if k[:2]!='__' for o in _flat(k, v)]
+    def _members(self): # without what begins with `__`: hooks, and the copies of arguments that fastcore keeps
+        return [o for k,v in list(vars(self).items()) if k[:2]!='__' for o in _flat(k, v)]
     def _named(self, wanted, prefix='', recurse=True, remove_duplicate=True):
         res = {}
         for pre,m in _walk(self, prefix, set() if remove_duplicate else None) if recurse else [(prefix,self)]:

@@ -77,6 +77,13 @@ def test_containers(value, name):
     assert m.eval().x is value and not a.training
     m.train()
 
+def test_sets_of_layers_are_refused():
+    m = Module()
+    m.tags,m.x = {'a','b'},[{Affine(2, 2)}]
+    with pytest.raises(TypeError, match='`x.0` is a set of layers'): m.parameters()
+    m.x = None
+    assert m.parameters()==[]
+
 def test_trains_from_nested_lists():
     class Deep(Module):
         def __init__(self): self.hids = [[Affine(4,4), torch.relu] for _ in range(3)]
