@@ -31,6 +31,7 @@ def default_device(use:bool|int=-1, # `True`: an accelerator or an error; `False
 # %% ../nbs/00_core.ipynb #1fec2ab5
 def apply(func, x, *args, **kwargs): # The same nest of what `func(leaf, *args, **kwargs)` returned
     "Call `func` on every leaf of `x`, any nest of lists, tuples, sets, dicts and dataclasses"
+    if isinstance(x, Tensor): return func(x, *args, **kwargs) # first, since it is asked for every batch
     def go(o): return apply(func, o, *args, **kwargs)
     if isinstance(x, (dict,UserDict)):
         res = copy(x)
