@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Cache', 'CachedDataset']
 
-# %% ../nbs/32_cache.ipynb #771b978b
-import errno,hashlib,math,mmap,os,shutil,tempfile,time,uuid,warnings,weakref
+# %% ../nbs/32_cache.ipynb #9aa98a18
+import copyreg,errno,hashlib,math,mmap,os,shutil,tempfile,time,uuid,warnings,weakref
+from contextlib import suppress
 from multiprocessing.context import get_spawning_popen
 
 try: from multiprocessing.reduction import DupFd
@@ -20,19 +21,20 @@ from .core import *
 from .files import *
 from .loader import *
 
-# %% ../nbs/32_cache.ipynb #8dedffd0
+# %% ../nbs/32_cache.ipynb #a34abaf8
 def _part(final, n):
     "Path of the file to fill: for a folder the same in all processes of this machine, until it is started again"
     if final is None:
         folders = [Path(o) for o in ('/dev/shm',tempfile.gettempdir()) if os.path.isdir(o)]
         return next((o for o in folders if shutil.disk_usage(o).free>n), folders[-1])/uuid.uuid4().hex
     for o in final.parent.glob('[0-9a-f]'*24+'.'+'[0-9a-f]'*8+'-*.part'):
-        if time.time()-o.stat().st_mtime>86400: o.unlink(missing_ok=True)
+        with suppress(OSError):
+            if time.time()-o.stat().st_mtime>86400: o.unlink()
     boot = Path('/proc/sys/kernel/random/boot_id')
     run = boot.read_text() if boot.exists() else uuid.uuid4().hex
     return final.with_suffix(f".{run[:8]}-{getattr(os, 'getuid', int)()}.part")
 
-# %% ../nbs/32_cache.ipynb #a35dd668
+# %% ../nbs/32_cache.ipynb #2184fefc
 def _new(part, n):
     "Descriptor of the file `part`, with room for `n` bytes; nothing is left of it if there is no room"
     fd,free = os.open(part, os.O_RDWR|os.O_CREAT, 0o666),shutil.disk_usage(part.parent).free
@@ -43,10 +45,10 @@ def _new(part, n):
         return fd
     except OSError as e:
         os.close(fd), os.unlink(part)
-        has = f'The cache needs {n/1e6:,.1f} MB in {part.parent}, where {free/1e6:,.1f} MB are free'
+        has = f'The cache needs {n/1e6:,.2f} MB in {part.parent}, where {free/1e6:,.2f} MB are free'
         raise OSError(e.errno, f'{has} ({e.strerror}): name another folder, take a smaller `size`, or no cache') from e
 
-# %% ../nbs/32_cache.ipynb #850b4d2b
+# %% ../nbs/32_cache.ipynb #c998479e
 class Cache:
     "Pictures in a file that processes share, and a byte for each: 0 missing, 1 there, 2 cannot be read"
     def __init__(self,
@@ -63,7 +65,7 @@ class Cache:
         self.part = _part(self.final, self.n_bytes)
         fd = _new(self.part, self.n_bytes)
         if not self.final: self.part.unlink() # the system frees it with the last process that has it open
-        print(f'cache: {self.shape[0]:,} pictures, {self.n_bytes/1e6:,.1f} MB in {where}')
+        print(f'cache: {self.shape[0]:,} pictures, {self.n_bytes/1e6:,.2f} MB in {where}')
         return fd
     def _map(self, fd):
         self.fd,n = fd,self.n_bytes-self.shape[0]
@@ -74,7 +76,10 @@ class Cache:
     def __deepcopy__(self, memo): return self
     def __reduce__(self):
         if get_spawning_popen() is None or DupFd is None: return type(None),()
-        return _attach,(DupFd(self.fd),{k: getattr(self, k) for k in ('shape','n_bytes','pid','full')})
+        return copyreg.__newobj__,(Cache,),{**vars(self), 'fd':DupFd(self.fd), **dict.fromkeys(('mm','x','state'))}
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._map(self.fd.detach())
     def get(self,
         i:int, # Position of the picture
         decode, # Gives its tensor, `(h, w, c)` bytes; called with `i` if the picture is not there
@@ -101,14 +106,7 @@ class Cache:
             if not self.final.exists(): warnings.warn(f'The cache lasts for this run only: {e}')
         return True
 
-def _attach(fd, attrs):
-    "The cache in a worker that was started as a fresh process"
-    res = Cache.__new__(Cache)
-    vars(res).update(attrs)
-    res._map(fd.detach())
-    return res
-
-# %% ../nbs/32_cache.ipynb #2af27c29
+# %% ../nbs/32_cache.ipynb #f00bb8d3
 class CachedDataset(Dataset):
     "A `Dataset` that decodes each picture once"
     def __init__(self,
@@ -120,7 +118,7 @@ class CachedDataset(Dataset):
     ):
         super().__init__(fns, labels, size, **kwargs)
         if size is None: raise ValueError('A cache holds pictures of one size: say which `size`.')
-        h,w = size if hasattr(size, '__len__') else (size,size)
+        h,w = map(int, size if hasattr(size, '__len__') else (size,size))
         self.how,self.stats = self._how(),np.array([self._stat(i) for i in range(len(self))], np.int64)
         self.cache = Cache(cache, self._key(h, w), (len(self),h,w,3)) if len(self) else None
     def _how(self): return self.size,self.method,repr(self.decoding)

@@ -122,13 +122,13 @@ def _is_there(folder, source, force, by_name):
     if force or source in ('',was): return not force
     raise ValueError(f'{folder} was made from {was}, not from {source}: name another `dest`, or use `force_download`.')
 
-# %% ../nbs/31_download.ipynb #0c047390
+# %% ../nbs/31_download.ipynb #f3d4912a
 def _places(url, dest):
     "The archive's file, the folder to make, and what its note should say"
     if url.startswith('file:'): url = url2pathname(urlsplit(url).path)
     remote = '://' in url
     file = Path(unquote(urlsplit(url).path) if remote else url).expanduser()
-    if file.name in ('','..'): raise ValueError(f'{url!r} does not end in the name of an archive, such as `pictures.tgz`.')
+    if file.name in ('','..'): raise ValueError(f'{url!r} does not end in the name of an archive, like `pets.tgz`.')
     folder = Path(dest or cache_dir('data', re.sub(r'(\.tar)?\.\w+$', '', file.name))).expanduser().absolute()
     if remote: return cache_dir('archives', file.name),folder,url
     s = file.stat() if file.exists() else None
