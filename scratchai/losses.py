@@ -39,7 +39,7 @@ def _by_item(log_ps, targ, weight, ignore_index, eps, dim):
         losses = -total(log_ps*(targ*(1-eps) + share))
         return losses,torch.ones_like(losses)
     right,keep = F.nll_loss(log_ps, targ, weight, ignore_index=ignore_index, reduction='none'),targ!=ignore_index
-    losses = (1-eps)*right - share*torch.where(keep, total(log_ps), 0.)
+    losses = torch.add((1-eps)*right, torch.where(keep, total(log_ps), 0.), alpha=-share)
     return losses,keep if weight is None else weight[targ*keep]*keep
 
 # %% ../nbs/06_losses.ipynb #c0a0791d
