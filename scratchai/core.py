@@ -39,7 +39,7 @@ def apply(func, x, *args, **kwargs): # The same nest of what `func(leaf, *args, 
         return res
     if is_dataclass(x) and not isinstance(x, type):
         res = copy(x)
-        for f in fields(x): object.__setattr__(res, f.name, go(getattr(x, f.name)))
+        for k in [f.name for f in fields(x) if hasattr(x, f.name)]: object.__setattr__(res, k, go(getattr(x, k)))
         return res
     if not isinstance(x, (list,tuple,L,UserList,deque,set,frozenset)) or _is_packed(x): return func(x, *args, **kwargs)
     return type(x)(*map(go, x)) if hasattr(x, '_fields') else type(x)(map(go, x))

@@ -18,6 +18,7 @@ class Sample:
     x: object
     n: int = 3
     late: object = field(default=None, init=False)
+    unset: object = field(init=False)
 
 @dataclass(frozen=True, slots=True)
 class Frozen: x: object
@@ -95,6 +96,18 @@ def test_no_random():
         with no_random(5): draw()
         assert draw()==x
     assert draw()==b
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_no_random_on_a_gpu():
+    torch.manual_seed(3)
+    a = torch.rand(2, device='cuda')
+    torch.manual_seed(3)
+    with no_random(): x = torch.rand(2, device='cuda')
+    with no_random(): assert torch.rand(2, device='cuda').equal(x)
+    assert torch.rand(2, device='cuda').equal(a)
+    assert to_device([{'x': torch.ones(1)}])[0]['x'].is_cuda
+    p = to_device(pack_sequence([torch.ones(3), torch.ones(5)], enforce_sorted=False))
+    assert p.data.is_cuda and p.sorted_indices.is_cuda and not p.batch_sizes.is_cuda
 
 def test_seed_takes_any_int():
     for s in (-1, 2**40): set_seed(s)
