@@ -12,7 +12,7 @@ setup(
     description=cfg['description'], author=cfg['author'], license=cfg['license'], keywords=cfg['keywords'],
     long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     packages=['scratchai'], python_requires=f">={cfg['min_python']}", zip_safe=False,
-    install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split()},
+    install_requires=cfg['requirements'].split(), extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev','lab')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['scratchai=scratchai._modidx:d']},
     classifiers=[f"Development Status :: {cfg['status']}", f"Intended Audience :: {cfg['audience']}",
                  'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'])
