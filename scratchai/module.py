@@ -125,12 +125,6 @@ class _Handle:
 
 _Keys = namedtuple('Keys', 'missing_keys unexpected_keys')
 
-def _misfits(own, saved):
-    "Which tensors have another shape in `saved`, in words"
-    def shape(o): return tuple(o.shape) if isinstance(o, Tensor) else f'a {type(o).__name__}'
-    pairs = [(k, shape(saved[k]), shape(v)) for k,v in own.items() if k in saved]
-    return [f'{k} (saved {s}, here {o})' for k,s,o in pairs if s!=o]
-
 # %% ../nbs/04_module.ipynb #640ac2c7
 class Module(_Tree):
     "A callable that knows its weights: assign `Parameter`s and `Module`s to it and define `forward`"
@@ -152,6 +146,10 @@ class Module(_Tree):
     def _state(self):
         def saved(m, k, v): return _is_param(v) or _is_buffer(m, k, v) and k not in m._non_persistent_buffers_set
         return dict(self._named(saved, remove_duplicate=False))
+    def _misfits(self, saved):
+        def shape(o): return tuple(o.shape) if isinstance(o, Tensor) else f'a {type(o).__name__}'
+        pairs = [(k, shape(saved[k]), shape(v)) for k,v in self._state().items() if k in saved]
+        return [f'{k} (saved {s}, here {o})' for k,s,o in pairs if s!=o]
     def state_dict(self)->dict: # Plain tensors that share the model's memory
         "What to save: parameters and persistent buffers by name"
         return {k:v.detach() for k,v in self._state().items()}
@@ -160,7 +158,7 @@ class Module(_Tree):
         if not hasattr(state_dict, 'keys'): raise TypeError(f'Not a dict of tensors: {type(state_dict).__name__}.')
         own = self._state()
         keys = _Keys([k for k in own if k not in state_dict], [k for k in state_dict if k not in own])
-        bad = {'Missing':keys[0]*strict, 'Unexpected':keys[1]*strict, 'Another shape':_misfits(own, state_dict)}
+        bad = {'Missing':keys[0]*strict, 'Unexpected':keys[1]*strict, 'Another shape':self._misfits(state_dict)}
         if any(bad.values()):
             says = ' '.join(f'{what}: {", ".join(map(str, ks))}.' for what,ks in bad.items() if ks)
             raise RuntimeError(f'Nothing was loaded into {type(self).__name__}: the saved state does not fit. {says}')
