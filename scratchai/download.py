@@ -73,29 +73,25 @@ def _check(file, size, digest):
         while o := f.read(2**20): h.update(o)
     if h.hexdigest()!=want: raise ValueError(f'{file} has the {h.name} digest {h.hexdigest()}, and should have {want}.')
 
-# %% ../nbs/31_download.ipynb #30f827c7
+# %% ../nbs/31_download.ipynb #d5a80458
 def _safe(m, to):
     "Python's `data` filter, without links and devices"
     if m.isreg() or m.isdir(): return tarfile.data_filter(m, to)
     raise ValueError(f'its member {m.name!r} is a link or a device')
 
-def _untar(file, to):
-    with tarfile.open(file) as t:
-        t.extractall(to, filter=_safe)
-        if t.fileobj.tell()<=t.offset: raise EOFError('its end is missing')
-        while t.fileobj.read(2**20): pass
-
 def _unpack(file, to):
     "Unpack `file` into the folder `to`; whatever is wrong with the archive is a `ValueError`"
     try:
-        if tarfile.is_tarfile(file): _untar(file, to)
-        else: zipfile.ZipFile(file).extractall(to)
+        with (tarfile.open if tarfile.is_tarfile(file) else zipfile.ZipFile)(file) as t:
+            if isinstance(t, zipfile.ZipFile): return t.extractall(to)
+            t.extractall(to, filter=_safe)
+            if t.fileobj.tell()<=t.offset: raise EOFError('its end is missing')
+            while t.fileobj.read(2**20): pass
     except Exception as e:
         if getattr(e, 'errno', None): raise OSError(e.errno, f'{file} was not unpacked: {e.strerror}', str(to)) from e
         raise ValueError(f'{file} cannot be unpacked: {e}.') from e
-    if not any(to.iterdir()): raise ValueError(f'{file} is an archive with nothing in it.')
 
-# %% ../nbs/31_download.ipynb #be70cdb0
+# %% ../nbs/31_download.ipynb #d772fe3f
 def _extract(file, folder, source):
     "Unpack `file` beside `folder`, note in it where it came from, and rename"
     tmp = folder.with_name(f'.{folder.name}.{file.name}.tmp')
@@ -104,6 +100,7 @@ def _extract(file, folder, source):
     try:
         _unpack(file, tmp)
         tops = list(tmp.iterdir())
+        if not tops: raise ValueError(f'{file} is an archive with nothing in it.')
         top = tops[0] if len(tops)==1 and tops[0].is_dir() else tmp
         (top/'.untar_data').write_bytes(os.fsencode(source))
         with suppress(OSError): folder.rmdir() # fails if there is something in it
