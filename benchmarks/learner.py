@@ -10,7 +10,7 @@ from scratchai.core import set_seed
 from scratchai.layers import simple_cnn
 from scratchai.learner import Learner,RegModel,synth_dls
 from scratchai.losses import cross_entropy,mse
-from scratchai.fused import SGD
+from scratchai.optimizer import SGD
 
 warnings.filterwarnings('ignore')
 
