@@ -6,7 +6,9 @@
 __all__ = ['ShortEpochCallback', 'StopAfterNBatches', 'clip_grad_norm_', 'GradientClip', 'GradientAccumulation', 'set_bn_eval',
            'BnFreeze', 'ModelResetter', 'RNNCallback', 'RNNRegularizer', 'rnn_cbs']
 
-# %% ../nbs/21_training.ipynb #f211fc14
+# %% ../nbs/21_training.ipynb #6ba09c6e
+import warnings
+
 import torch
 from torch import Tensor
 from fastcore.all import *
@@ -26,7 +28,6 @@ class ShortEpochCallback(Callback):
         if self.training: raise CancelTrainException
         if self.short_valid: raise CancelValidException
 
-# %% ../nbs/21_training.ipynb #0ba6d5df
 class StopAfterNBatches(Callback):
     "End the whole training after `n` batches"
     run_valid,run_lr_find,toward_end = False,False,True
@@ -43,22 +44,25 @@ def clip_grad_norm_(
     norm_type:float=2., # Of which norm; `math.inf` for the largest entry
 )->Tensor: # The norm before clipping, a scalar
     "Scale all gradients by one factor, in place, so that their norm is at most `max_norm`"
-    grads = [p.grad for p in ([params] if isinstance(params, Tensor) else params) if p.grad is not None]
+    if not max_norm>=0: raise ValueError(f'`max_norm` is a length, so 0 or more, not {max_norm}.')
+    ps = [params] if isinstance(params, Tensor) else list(params)
+    if not ps: warnings.warn('There are no parameters to clip; was their generator used before?')
+    grads = [p.grad for p in ps if p.grad is not None]
     if not grads: return torch.tensor(0.)
     norms = torch._foreach_norm(grads, norm_type)
     total = torch.linalg.vector_norm(torch.stack([o.to(norms[0].device) for o in norms]), norm_type)
-    factor = (max_norm/(total+1e-6)).clamp(max=1.)
-    torch._foreach_mul_(grads, factor)
+    torch._foreach_mul_(grads, (max_norm/(total+1e-6)).clamp(max=1.))
     return total
 
-# %% ../nbs/21_training.ipynb #dda7457e
 class GradientClip(Callback):
     "Limit the norm of the gradients before each step"
     order,run_valid,norm = 11,False,None
     def __init__(self,
         max_norm:float=1., # The most the norm may be
         norm_type:float=2., # Of which norm
-    ): store_attr()
+    ):
+        if not max_norm>=0: raise ValueError(f'`max_norm` is a length, so 0 or more, not {max_norm}.')
+        store_attr()
     def before_step(self): self.norm = clip_grad_norm_(self.model.parameters(), self.max_norm, self.norm_type)
 
 # %% ../nbs/21_training.ipynb #7544dffc
@@ -76,30 +80,20 @@ class GradientAccumulation(Callback):
         if self.loss_grad is not None: self.learn.loss_grad = self.loss_grad*(find_bs(self.yb)/self.n_acc)
     def after_cancel_backward(self): self.count -= find_bs(self.yb)
     def after_backward(self): self.count += find_bs(self.yb)
-
-# %% ../nbs/21_training.ipynb #1ed2105b
-@patch
-def before_step(self:GradientAccumulation):
-    if self.count<self.n_acc and self.iter+1<self.n_iter and not self.ended: raise CancelBatchException
-    if not self.count: raise CancelStepException
-    grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-    if self.count!=self.n_acc and grads: torch._foreach_mul_(grads, self.n_acc/self.count)
-    self.count = 0
-
-# %% ../nbs/21_training.ipynb #38f5e20c
-@patch
-def after_train(self:GradientAccumulation):
-    self.ended = True
-    if self.count: self.learn._with_events(self.learn._step, 'step')
-    self._forget()
-
-@patch
-def cleanup_fit(self:GradientAccumulation): self._forget()
-
-@patch
-def _forget(self:GradientAccumulation):
-    self.count,self.ended = 0,False
-    if self.opt is not None: self.opt.zero_grad()
+    def before_step(self):
+        if self.count<self.n_acc and self.iter+1<self.n_iter and not self.ended: raise CancelBatchException
+        if not self.count: raise CancelStepException
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if grads: torch._foreach_mul_(grads, self.n_acc/self.count)
+        self.count = 0
+    def after_train(self):
+        self.ended = True
+        if self.count: self.learn._part('step', self.learn._step)
+        self._forget()
+    def cleanup_fit(self): self._forget()
+    def _forget(self):
+        self.count,self.ended = 0,False
+        if self.opt is not None: self.opt.zero_grad()
 
 # %% ../nbs/21_training.ipynb #241b26e4
 def set_bn_eval(
@@ -122,20 +116,18 @@ class BnFreeze(Callback):
 class ModelResetter(Callback):
     "Call the model's `reset` before training, before validation and at the end"
     def before_fit(self):
-        if not hasattr(self.model, 'reset'): raise AttributeError(f'`ModelResetter` calls `reset`, and a `{type(self.model).__name__}` has none.')
+        if not hasattr(self.model, 'reset'): raise AttributeError(f'A `{type(self.model).__name__}` has no `reset` to call.')
     def before_train(self): self.model.reset()
-    def before_validate(self): self.model.reset()
-    def after_fit(self): self.model.reset()
+    before_validate = after_fit = before_train
 
-# %% ../nbs/21_training.ipynb #474e57f7
 class RNNCallback(Callback):
     "Keep a recurrent model's outputs `raw_out` and `out`, and make its prediction `learn.pred`"
+    raw_out = out = None
     def after_pred(self):
-        pred,raw,out = self.pred
-        self.learn.pred,self.raw_out,self.out = pred,raw[-1] if is_listy(raw) else raw,out[-1] if is_listy(out) else out
-    def cleanup_fit(self): self.raw_out = self.out = None # with their graph, after an error
+        self.learn.pred,*outs = self.pred
+        self.raw_out,self.out = [o[-1] if is_listy(o) else o for o in outs]
+    def cleanup_fit(self): self.raw_out = self.out = None
 
-# %% ../nbs/21_training.ipynb #faa80ca3
 class RNNRegularizer(Callback):
     "Add activation regularization (AR) and temporal activation regularization (TAR) to the loss"
     order,run_valid = RNNCallback.order+1,False
@@ -144,11 +136,11 @@ class RNNRegularizer(Callback):
         beta:float=0., # Weight of TAR, on the outputs before dropout `(bs, seq, nh)`
     ): store_attr()
     def before_fit(self):
-        if not any(isinstance(o, RNNCallback) for o in self.learn.cbs): raise AttributeError('`RNNRegularizer` needs the outputs that `RNNCallback` keeps: add that too, or use `rnn_cbs`.')
+        if not hasattr(self.learn, 'rnn'): raise AttributeError('`RNNRegularizer` needs `RNNCallback` beside it: `rnn_cbs` has both.')
     def after_loss(self):
-        h = self.rnn.raw_out
-        if self.alpha: self.learn.loss_grad = self.loss_grad + self.alpha*self.rnn.out.float().pow(2).mean()
-        if self.beta and h.shape[1]>1: self.learn.loss_grad = self.loss_grad + self.beta*(h[:,1:]-h[:,:-1]).float().pow(2).mean()
+        h,out = self.rnn.raw_out.float(),self.rnn.out.float()
+        if self.alpha: self.learn.loss_grad = self.loss_grad + self.alpha*out.pow(2).mean()
+        if self.beta and h.shape[1]>1: self.learn.loss_grad = self.loss_grad + self.beta*(h[:,1:]-h[:,:-1]).pow(2).mean()
 
 # %% ../nbs/21_training.ipynb #fbb7b697
 def rnn_cbs(
