@@ -6,8 +6,8 @@
 __all__ = ['TerminateOnNaNCallback', 'TrackerCallback', 'PatientCallback', 'EarlyStoppingCallback', 'SaveModelCallback',
            'ReduceLROnPlateau', 'CSVLogger', 'ShowGraphCallback', 'TensorBoardCallback', 'PeakMemory']
 
-# %% ../nbs/20_tracker.ipynb #7ca2e621
-import csv,json,math,operator,os,re,sys
+# %% ../nbs/20_tracker.ipynb #9fcabc33
+import csv,json,math,operator,os,pickle,re,warnings
 
 import matplotlib.pyplot as plt,torch
 from safetensors import SafetensorError,safe_open
@@ -17,26 +17,30 @@ from fastcore.all import *
 from .core import *
 from .doodles import class_names
 from .learner import *
+from .recorder import *
 
 # %% ../nbs/20_tracker.ipynb #f0701e2d
-def _say(learn, msg):
-    "Print, unless the learner was told to be quiet"
-    if learn.logger is not noop: print(msg)
+def _say(learn, msg): print(msg) if learn.logger is not noop else None
 
 class TerminateOnNaNCallback(Callback):
     "Stop before a loss that is NaN or infinite gets into the weights"
     order,run_valid = -9,False
     def after_loss(self):
-        if self.loss is None or torch.isfinite(self.loss).all(): return
-        _say(self.learn, f'Epoch {self.epoch}, batch {self.iter}: the loss is {self.loss.mean().item()}, so training stops before the step.')
+        if self.loss is None or self.loss.isfinite().all(): return
+        _say(self, f'Epoch {self.epoch}, batch {self.iter}: the loss is {self.loss.mean().item()}; training stops before the step.')
         raise CancelFitException
 
-# %% ../nbs/20_tracker.ipynb #2b8a909a
-_down = 'loss error mse msle mae mape nll perplexity deviance distance divergence brier'.split()
+# %% ../nbs/20_tracker.ipynb #9365a220
+_down = 'loss|error|mse|msle|mae|mape|nll|perplexity|deviance|distance|divergence|brier'
 
-class TrackerCallback(Callback):
+class _Fits(Callback):
+    "Runs in a fit, not in a validation on its own or a search for a learning rate"
+    run_lr_find = False
+    def __call__(self, event_name): super().__call__(event_name) if self.learn is None or self.fitting else None
+
+class TrackerCallback(_Fits):
     "Follows one number of the epochs' rows: `best` so far, and whether it is a `new_best`"
-    order,run_lr_find,best,new_best = 60,False,None,False
+    order,best,new_best = 60,None,False
     def __init__(self,
         monitor:str='valid_loss', # Heading of the number's column, or the metric
         comp=None, # `comp(new, old)`: is it better? `None`: smaller for losses and errors, else larger
@@ -44,117 +48,87 @@ class TrackerCallback(Callback):
         reset_on_fit:bool=True, # Forget the best when a fit begins?
     ):
         if not isinstance(monitor, str): monitor = mk_metric(monitor).name
-        comp = ifnone(comp, operator.lt if any(o in monitor for o in _down) else operator.gt)
-        self.monitor,self.comp,self.reset_on_fit = monitor,comp,reset_on_fit
-        self.min_delta = -abs(min_delta) if comp(0,1) else abs(min_delta)
-
-# %% ../nbs/20_tracker.ipynb #b30b78a8
-@patch
-def before_fit(self:TrackerCallback):
-    self.run = self.fitting
-    if not self.run: return
-    have = list(self.recorder.metric_names[1:]) if hasattr(self.learn, 'recorder') else []
-    have = [o for o in have if o!='time']
-    if self.monitor not in have: raise ValueError(f'`{self}` cannot monitor {self.monitor!r}; there is: {", ".join(have) or "nothing, without a `Recorder`"}.')
-    self.idx = have.index(self.monitor)
-    if self.reset_on_fit or self.best is None: self.best = math.inf if self.comp(0,1) else -math.inf
-
-@patch
-def after_epoch(self:TrackerCallback):
-    v = self.recorder.values[-1][self.idx]
-    self.new_best = v is not None and bool(self.comp(v-self.min_delta, self.best))
-    if self.new_best: self.best = v
+        comp = ifnone(comp, operator.lt if re.search(_down, monitor) else operator.gt)
+        store_attr()
+        self.worst = math.inf if comp(0,1) else -math.inf
+    def before_fit(self):
+        have = [o for o in getattr(self.learn, 'recorder', NS(metric_names=[])).metric_names if o not in ('epoch','time')]
+        if self.monitor not in have: raise ValueError(f'`{self}` cannot monitor {self.monitor!r}; the `Recorder` has: {", ".join(have)}.')
+        if self.reset_on_fit or self.best is None: self.best = self.worst
+    def after_epoch(self):
+        v = self.history[-1][self.monitor]
+        self.new_best = v is not None and bool(self.comp(v + math.copysign(self.min_delta, self.worst), self.best))
+        if self.new_best: self.best = v
 
 # %% ../nbs/20_tracker.ipynb #6304d6a8
 class PatientCallback(TrackerCallback):
     "Base of callbacks that do something, `lose_patience`, when the number has not improved for `patience` epochs"
     wait = 0
-    def __init__(self,
-        monitor:str='valid_loss', # Heading of the number's column
-        comp=None, # `comp(new, old)`: is it better?
-        min_delta:float=0., # By how much it must be better to count
-        patience:int=1, # Epochs to wait
+    def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., # As in `TrackerCallback`
+        patience:int=1, # Epochs to wait; 0 is like 1
         reset_on_fit:bool=True, # Forget the best when a fit begins?
     ):
         super().__init__(monitor, comp, min_delta, reset_on_fit)
-        self.patience = patience
+        self.patience = max(patience, 1)
+    def before_fit(self):
+        super().before_fit()
+        self.wait = 0
+    def after_epoch(self):
+        super().after_epoch()
+        self.wait = 0 if self.new_best else self.wait+1
+        if self.wait>=self.patience: self.lose_patience()
 
-# %% ../nbs/20_tracker.ipynb #88cf623a
-@patch
-def before_fit(self:PatientCallback):
-    super(PatientCallback, self).before_fit()
-    self.wait = 0
-
-@patch
-def after_epoch(self:PatientCallback):
-    super(PatientCallback, self).after_epoch()
-    self.wait = 0 if self.new_best else self.wait+1
-    if self.wait>=self.patience: self.lose_patience()
-
-# %% ../nbs/20_tracker.ipynb #cdd94814
 class EarlyStoppingCallback(PatientCallback):
     "Stop when the number has not improved for `patience` epochs"
     order = TrackerCallback.order+3
     def lose_patience(self):
-        _say(self.learn, f'No better {self.monitor} than {self.best:.6g} for {self.wait} epoch(s): stopping after epoch {self.epoch}.')
+        _say(self, f'No better {self.monitor} than {self.best:.6g} for {self.wait} epoch(s): stopping after epoch {self.epoch}.')
         raise CancelFitException
 
-# %% ../nbs/20_tracker.ipynb #9b0708eb
-def _write(tensors, file, **text):
-    "Write tensors and texts to `file`, whole or not at all"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f'{file.name}.{os.getpid()}.part')
-    try:
-        save_file({k:v.detach().cpu().contiguous().clone() for k,v in tensors.items()}, part, text)
-        with part.open('rb+') as f: os.fsync(f.fileno())
-        return part.replace(file)
-    finally: part.unlink(missing_ok=True)
-
-def _read(file):
-    try:
-        with safe_open(file, 'pt') as f: return {k:f.get_tensor(k) for k in f.keys()},f.metadata() or {}
-    except SafetensorError as e: raise ValueError(f'{file} holds no weights, or is damaged: {e}.') from None
-
-# %% ../nbs/20_tracker.ipynb #49e35fbb
-def _check(model, state, strict, file):
-    own = model.state_dict()
-    bad = [f'`{k}` is {tuple(state[k].shape)} there and {tuple(v.shape)} here' for k,v in own.items() if k in state and state[k].shape!=v.shape]
-    if strict: bad += [f'`{k}` is missing' for k in own if k not in state] + [f'`{k}` is unknown here' for k in state if k not in own]
-    more = f'; and {len(bad)-3} more' if len(bad)>3 else ''
-    if bad: raise RuntimeError(f"Nothing was loaded, because {file} does not fit the model: {'; '.join(bad[:3])}{more}.")
-
-# %% ../nbs/20_tracker.ipynb #0b678c70
-def _opt_parts(opt):
-    "The state of an optimizer: tensors by name, and the rest as a text"
-    sd = opt.state_dict()
-    tensors = {f'opt/{n}/{k}':v for n,s in sd['state'].items() for k,v in s.items() if isinstance(v, Tensor)}
-    rest = {n: {k:v for k,v in s.items() if not isinstance(v, Tensor)} for n,s in sd['state'].items()}
-    return tensors,{'opt':json.dumps(dict(sd, state=rest, kind=_kind(opt)), default=float)}
-
+# %% ../nbs/20_tracker.ipynb #3875ddd8
 def _kind(opt):
     nums = [k for k,v in opt.hypers[0].items() if isinstance(v, (int,float)) and not isinstance(v, bool)]
     return f"{type(getattr(opt, 'opt', opt)).__name__} with {', '.join(sorted(nums))}"
 
-# %% ../nbs/20_tracker.ipynb #e5c9992e
-def _opt_state(tensors, text):
-    "The `state_dict` that `_opt_parts` took apart"
-    sd = json.loads(text)
-    for n,k,v in ((*k[4:].rpartition('/')[::2], v) for k,v in tensors.items() if k.startswith('opt/')): sd['state'][n][k] = v
-    return sd
-
-# %% ../nbs/20_tracker.ipynb #97c40f9d
-def _weights_file(learn, name): return learn.path/learn.model_dir/f"{str(name).removesuffix('.safetensors')}.safetensors"
+def _file(learn, name):
+    file = learn.path/learn.model_dir/name
+    return file if file.suffix in ('.pth','.safetensors') else file.with_name(f'{file.name}.safetensors')
 
 @patch
 def save(self:Learner,
-    file, # Name, without suffix, in `path/model_dir`
+    file, # Name in `path/model_dir`; without ending, `.safetensors` is added
     with_opt:bool=True, # The optimizer's state too, if there is an optimizer?
 )->Path: # The file
     "Save the model's weights and the optimizer's state, whole or not at all"
-    tensors,text = _opt_parts(self.opt) if with_opt and self.opt else ({}, {})
-    return _write({**self.model.state_dict(), **tensors}, _weights_file(self, file), **text)
+    file,weights = _file(self, file),self.model.state_dict()
+    opt = dict(self.opt.state_dict(), kind=_kind(self.opt)) if with_opt and self.opt else {}
+    if file.suffix=='.pth': return write_whole(file, partial(torch.save, dict(model=weights, opt=opt) if opt else weights))
+    state = opt.get('state', {})
+    tensors = {**weights, **{f'opt/{n}/{k}':v for n,s in state.items() for k,v in s.items() if isinstance(v, Tensor)}}
+    rest = {n: {k:v for k,v in s.items() if not isinstance(v, Tensor)} for n,s in state.items()}
+    tensors = {k:v.detach().cpu().contiguous().clone() for k,v in tensors.items()}
+    return write_whole(file, partial(save_file, tensors, metadata={'opt':json.dumps({**opt, 'state':rest}, default=float)} if opt else None))
 
-# %% ../nbs/20_tracker.ipynb #46f53e08
+# %% ../nbs/20_tracker.ipynb #8e8e4140
+def _read(file):
+    "The weights in a file and the optimizer's state, which may be empty"
+    try:
+        if file.suffix=='.pth':
+            sd = torch.load(file, 'cpu', weights_only=True)
+            return (sd['model'],sd['opt']) if 'model' in sd else (sd,{})
+        with safe_open(file, 'pt') as f: tensors,opt = {k:f.get_tensor(k) for k in f.keys()},json.loads((f.metadata() or {}).get('opt', '{}'))
+    except (SafetensorError,RuntimeError,pickle.UnpicklingError,EOFError) as e: raise ValueError(f'{file} holds no weights, or is damaged: {e}.') from None
+    for o in [o for o in tensors if o.startswith('opt/')]:
+        n,k = o[4:].rpartition('/')[::2]
+        opt['state'][n][k] = tensors.pop(o)
+    return tensors,opt
+
+def _misfit(own, weights, strict):
+    "What does not fit, in words"
+    bad = [f'`{k}` is {tuple(weights[k].shape)} there and {tuple(v.shape)} here' for k,v in own.items() if k in weights and weights[k].shape!=v.shape]
+    if strict: bad += [f'`{k}` is missing' for k in own if k not in weights] + [f'`{k}` is unknown here' for k in weights if k not in own]
+    return '; '.join(bad[:3]) + f'; and {len(bad)-3} more'*(len(bad)>3)
+
 @patch
 def load(self:Learner,
     file, # What `save` was given
@@ -163,182 +137,122 @@ def load(self:Learner,
     strict:bool=True, # Must the names of all weights agree? Their shapes must, in any case
 ): # The learner
     "Load what `save` has written: all of it, or nothing if something does not fit"
-    tensors,text = _read(file := _weights_file(self, file))
-    weights = {k:v for k,v in tensors.items() if not k.startswith('opt/')}
-    _check(self.model, weights, strict, file)
+    weights,opt = _read(file := _file(self, file))
+    if bad := _misfit(self.model.state_dict(), weights, strict): raise RuntimeError(f'Nothing was loaded, because {file} does not fit the model: {bad}.')
     if device is not None: self.model.to(device)
-    if ifnone(with_opt, 'opt' in text): self._load_opt(tensors, text, file)
+    if ifnone(with_opt, 'kind' in opt):
+        if self.opt is None: self.create_opt()
+        there,here = opt.get('kind', 'no optimizer'),_kind(self.opt)
+        if there!=here: raise ValueError(f'{file} has the state of {there}, and here is {here}: load `with_opt=False`.')
+        self.opt.load_state_dict(opt)
     self.model.load_state_dict(weights, strict=strict)
     return self
-
-# %% ../nbs/20_tracker.ipynb #361e45c4
-@patch
-def _load_opt(self:Learner, tensors, text, file):
-    if 'opt' not in text: raise ValueError(f'{file} has no state of an optimizer: it was saved with `with_opt=False`, or before any training.')
-    if self.opt is None: self.create_opt()
-    sd = _opt_state(tensors, text['opt'])
-    if sd['kind']!=_kind(self.opt):
-        raise ValueError(f"{file} has the state of another optimizer, {sd['kind']}, and here is {_kind(self.opt)}; the weights alone come `with_opt=False`.")
-    self.opt.load_state_dict(sd)
 
 # %% ../nbs/20_tracker.ipynb #21206c9f
 class SaveModelCallback(TrackerCallback):
     "Save the model when the number improves and load the best at the end, or save every few epochs"
-    order,last_saved_path,best_name = TrackerCallback.order+1,None,None
-    def __init__(self,
-        monitor:str='valid_loss', # Heading of the number's column
-        comp=None, # `comp(new, old)`: is it better?
-        min_delta:float=0., # By how much it must be better to count
+    order,last_saved_path,saved = TrackerCallback.order+1,None,False
+    def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., # As in `TrackerCallback`
         fname:str='model', # Name for `learn.save`; with `every_epoch`, the epoch is added
         every_epoch:int|bool=False, # Save after every so many epochs, whatever the number
         at_end:bool=False, # Save when training ends, instead of loading the best?
         with_opt:bool=False, # Save, and load, the optimizer's state too?
         reset_on_fit:bool=True, # Forget the best when a fit begins?
     ):
+        if every_epoch and at_end: raise ValueError('`SaveModelCallback` saves either `every_epoch` or `at_end`, not both.')
         super().__init__(monitor, comp, min_delta, reset_on_fit)
         store_attr('fname,every_epoch,at_end,with_opt')
-
-# %% ../nbs/20_tracker.ipynb #739d993a
-@patch
-def before_fit(self:SaveModelCallback):
-    if self.every_epoch and self.at_end: raise ValueError('`SaveModelCallback` saves either `every_epoch` or `at_end`, not both.')
-    super(SaveModelCallback, self).before_fit()
-    if self.reset_on_fit: self.best_name = None
-
-@patch
-def _save(self:SaveModelCallback, name): self.last_saved_path = self.learn.save(name, with_opt=self.with_opt)
-
-# %% ../nbs/20_tracker.ipynb #1a37493c
-@patch
-def after_epoch(self:SaveModelCallback):
-    super(SaveModelCallback, self).after_epoch()
-    if self.every_epoch:
-        if self.epoch%int(self.every_epoch)==0: self._save(f'{self.fname}_{self.epoch}')
-    elif self.new_best:
-        _say(self.learn, f'Better model found at epoch {self.epoch}: {self.monitor} {self.best:.6g}.')
-        self._save(self.fname)
-        self.best_name = self.fname
-
-# %% ../nbs/20_tracker.ipynb #76d9529d
-@patch
-def after_fit(self:SaveModelCallback):
-    if self.at_end: self._save(self.fname)
-    elif self.best_name and not self.every_epoch: self.learn.load(self.best_name, with_opt=self.with_opt)
+    def before_fit(self):
+        super().before_fit()
+        if self.reset_on_fit: self.saved = False
+    def after_epoch(self):
+        super().after_epoch()
+        if self.every_epoch: return self._save(f'_{self.epoch}') if self.epoch%self.every_epoch==0 else None
+        if not self.new_best: return
+        _say(self, f'Better model found at epoch {self.epoch}: {self.monitor} {self.best:.6g}.')
+        self._save()
+        self.saved = True
+    def after_fit(self):
+        if self.at_end: self._save()
+        elif self.saved: self.learn.load(self.fname, with_opt=self.with_opt)
+    def _save(self, n=''):
+        name = re.sub(r'(\.pth|\.safetensors|)$', rf'{n}\1', str(self.fname), count=1)
+        self.last_saved_path = self.learn.save(name, with_opt=self.with_opt)
 
 # %% ../nbs/20_tracker.ipynb #20d8127d
 class ReduceLROnPlateau(PatientCallback):
     "Divide the learning rates by `factor` when the number has not improved for `patience` epochs"
-    order = TrackerCallback.order+2
-    def __init__(self,
-        monitor:str='valid_loss', # Heading of the number's column
-        comp=None, # `comp(new, old)`: is it better?
-        min_delta:float=0., # By how much it must be better to count
-        patience:int=1, # Epochs to wait
+    order,run_valid,new = TrackerCallback.order+2,False,None
+    def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., patience:int=1, # As in `PatientCallback`
         factor:float=10., # The rates are divided by this, which is more than 1
         min_lr:float=0., # But never below this
         reset_on_fit:bool=True, # Forget the best when a fit begins?
     ):
-        if factor<=1: raise ValueError(f'`ReduceLROnPlateau` divides by `factor`, as in fastai, so it must be more than 1, not {factor}; {1/(factor or 1):.4g}?')
+        if factor<=1: raise ValueError(f'The rate is divided by `factor`, as in fastai, so it must be more than 1, not {factor}.')
         super().__init__(monitor, comp, min_delta, patience, reset_on_fit)
         store_attr('factor,min_lr')
-
-# %% ../nbs/20_tracker.ipynb #a3a51a28
-@patch
-def lose_patience(self:ReduceLROnPlateau):
-    self.wait,old = 0,[h['lr'] for h in self.opt.hypers]
-    new = [min(lr, max(lr/self.factor, self.min_lr)) for lr in old]
-    if new==old: return
-    self.opt.set_hyper('lr', new)
-    _say(self.learn, f'Epoch {self.epoch}: no better {self.monitor}, learning rate now {new[-1]:.3g}.')
+    def lose_patience(self):
+        self.wait,old = 0,[h['lr'] for h in self.opt.hypers]
+        new = [min(lr, max(lr/self.factor, self.min_lr)) for lr in old]
+        self.new = None if new==old else new
+        if self.new: self.opt.set_hyper('lr', new)
+    def before_step(self):
+        new,self.new = self.new,None
+        if new and new!=[h['lr'] for h in self.opt.hypers]: warnings.warn(f'Something else sets the learning rate, so `{self}` cannot.')
+        elif new: _say(self, f'No better {self.monitor}: from epoch {self.epoch} on, the learning rate is {new[-1]:.3g}.')
+    def cleanup_fit(self): self.new = None
 
 # %% ../nbs/20_tracker.ipynb #5b1ee072
-class CSVLogger(Callback):
+class CSVLogger(_Fits):
     "Write a line an epoch to `learn.path/fname`"
-    order,run_lr_find = 60,False
+    order = 60
     def __init__(self,
         fname:str|Path='history.csv', # Below the learner's path
         append:bool=False, # Go on with an earlier table, instead of beginning anew?
-    ): self.fname,self.append = Path(fname),append
-
+    ): store_attr()
     def before_fit(self):
-        self.run = self.fitting
-        if not self.run: return
-        self.file,names = self.path/self.fname,list(self.recorder.metric_names)
-        if self.append and self.file.exists() and self.file.stat().st_size:
-            have = first(csv.reader(self.file.read_text('utf8').splitlines()[:1]))
-            if have!=names: raise ValueError(f'{self.file} has the columns {have}; those of this training, {names}, cannot be appended to it.')
-            self._end_line()
-        else: self._write(names, 'w')
-
-# %% ../nbs/20_tracker.ipynb #ea82a196
-@patch
-def _write(self:CSVLogger, row, mode='a'):
-    self.file.parent.mkdir(parents=True, exist_ok=True)
-    with self.file.open(mode, newline='', encoding='utf8') as f:
-        csv.writer(f).writerow(['' if o is None else o for o in row])
-        f.flush()
-        os.fsync(f.fileno())
-
-@patch
-def after_epoch(self:CSVLogger): self._write(list(self.history[-1].values())[:len(self.recorder.metric_names)])
-
-@patch
-def read_log(self:CSVLogger)->L: # A dict for each epoch; numbers where there are numbers
-    "The table, read back from the file"
-    def _num(o):
-        try: return None if o=='' else int(o) if o.lstrip('-').isdigit() else float(o)
-        except ValueError: return o
-    with self.file.open(newline='', encoding='utf8') as f: return L({k:_num(v) for k,v in r.items()} for r in csv.DictReader(f))
-
-# %% ../nbs/20_tracker.ipynb #a4894f0c
-@patch
-def _end_line(self:CSVLogger):
-    if self.file.read_text('utf8').endswith('\n'): return
-    with self.file.open('a', encoding='utf8') as f: f.write('\n')
+        self.file,self.names = self.path/self.fname,list(self.recorder.metric_names)
+        old = self.file.read_text('utf8') if self.append and self.file.exists() else ''
+        if not old: return self._write(self.names, 'w')
+        have = next(csv.reader(old.splitlines()))
+        if have!=self.names: raise ValueError(f'{self.file} has the columns {have}; {self.names} cannot be appended to it.')
+        if old[-1]!='\n': self._write([])
+    def _write(self, row, mode='a'):
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open(mode, newline='', encoding='utf8') as f:
+            csv.writer(f).writerow(row)
+            f.flush()
+            os.fsync(f.fileno())
+    def after_epoch(self): self._write([self.history[-1][k] for k in self.names])
+    def read_log(self)->L: # A dict for each epoch; numbers where there are numbers
+        "The table, read back from the file"
+        def _num(o):
+            try: return None if o=='' else int(o) if o.lstrip('-').isdigit() else float(o)
+            except ValueError: return o
+        with self.file.open(newline='', encoding='utf8') as f: return L({k:_num(v) for k,v in r.items()} for r in csv.DictReader(f))
 
 # %% ../nbs/20_tracker.ipynb #23f28864
-class ShowGraphCallback(Callback):
+class ShowGraphCallback(_Fits):
     "Draw the losses while training, and redraw after each epoch"
-    order,run_lr_find,fig,shown = 55,False,None,None
+    order = 55
     def __init__(self,
         figsize:tuple=(4.5,2.8), # Width and height in inches
     ): self.figsize = figsize
-    def before_fit(self):
-        self.run,self.shown = self.fitting,None
-        if self.run: self.fig,self.ax = plt.subplots(figsize=self.figsize)
-    def cleanup_fit(self):
-        if self.fig: plt.close(self.fig)
-
-# %% ../nbs/20_tracker.ipynb #230c4c3f
-@patch
-def after_epoch(self:ShowGraphCallback):
-    rec,ax = self.recorder,self.ax
-    valid = [o.get('valid_loss') for o in self.history[-len(rec.iters):]]
-    ax.clear()
-    ax.plot(range(1, len(rec.losses)+1), rec.losses, label='train')
-    ax.plot(*zip(*[(i,v) for i,v in zip(rec.iters, valid) if v is not None] or [((),())]), marker='o', ms=4, label='valid')
-    ax.set(xlim=(0, max(self.n_epoch*len(self.dls.train), len(rec.losses), 1)), xlabel='batch', ylabel='loss')
-    ax.legend()
-    self._show()
-
-# %% ../nbs/20_tracker.ipynb #dd9f3c2f
-@patch
-def _show(self:ShowGraphCallback):
-    if not hasattr(ipython_shell(), 'kernel'): return
-    if self.shown: return self.shown.update(self.fig)
-    from IPython.display import display
-    self.shown = display(self.fig, display_id=True)
-
-# %% ../nbs/20_tracker.ipynb #79e10329
-def _writer(log_dir):
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e: raise ImportError('`TensorBoardCallback` needs the package `tensorboard`: pip install tensorboard') from e
-    return SummaryWriter(str(log_dir) if log_dir else None)
+    def before_fit(self): (self.fig,self.ax),self.shown = plt.subplots(figsize=self.figsize),None
+    def after_epoch(self):
+        self.ax.clear()
+        self.recorder.plot_loss(skip_start=0, ax=self.ax)
+        self.ax.set_xlim(0, max(self.n_epoch*len(self.dls.train), len(self.recorder.losses), 1))
+        if not hasattr(ipython_shell(), 'kernel'): return
+        from IPython.display import display
+        if self.shown: self.shown.update(self.fig)
+        else: self.shown = display(self.fig, display_id=True)
+    def cleanup_fit(self): plt.close(self.fig)
 
 # %% ../nbs/20_tracker.ipynb #b0053430
-class TensorBoardCallback(Callback):
+class TensorBoardCallback(_Fits):
     "Write losses, hyper-parameters, metrics and, if asked, pictures with their predictions as TensorBoard's event files"
-    order,run_lr_find,writer,done,sent,looked_at = 55,False,None,0,0,None
+    order,writer,done,sent,seen = 55,None,0,0,None
     def __init__(self,
         log_dir:str|Path|None=None, # Folder of this run; `None`: `runs/<time>_<host>` in the current folder
         every:int=50, # Batches between writes
@@ -346,81 +260,56 @@ class TensorBoardCallback(Callback):
         n_preds:int=9, # At most so many pictures
     ): store_attr()
     def before_fit(self):
-        self.run,self.sent = self.fitting,0
-        if self.run: self.writer = _writer(self.log_dir)
-        if self.run: self.log_dir = self.writer.log_dir
-
-# %% ../nbs/20_tracker.ipynb #737e2661
-@patch
-def after_batch(self:TensorBoardCallback):
-    if self.training and self.train_iter%self.every==0: self._send()
-
-# %% ../nbs/20_tracker.ipynb #0d678233
-@patch
-def _send(self:TensorBoardCallback):
-    losses,start = self.recorder.losses[self.sent:],self.done+self.sent+1
-    for i,o in enumerate(losses, start): self.writer.add_scalar('train_loss', o, i)
-    self.sent += len(losses)
-    for i,h in enumerate(self.opt.hypers):
-        for k,v in h.items(): self.writer.add_scalar(f'{k}_{i}', v, self.done+self.sent) if isinstance(v, (int,float)) else None
-
-# %% ../nbs/20_tracker.ipynb #88028f59
-@patch
-def after_epoch(self:TensorBoardCallback):
-    self._send()
-    row = {k:v for k,v in self.history[-1].items() if k not in ('epoch','train_loss') and v is not None}
-    for k,v in row.items(): self.writer.add_scalar(k, v, self.done+self.sent)
-    if self.looked_at: self._figure(*self.looked_at)
-
-@patch
-def cleanup_fit(self:TensorBoardCallback):
-    if self.writer: self.writer.close()
-    self.writer,self.looked_at,self.done,self.sent = None,None,self.done+self.sent,0
-
-# %% ../nbs/20_tracker.ipynb #66fe857c
-@patch
-def after_pred(self:TensorBoardCallback):
-    if self.training or not self.log_preds or self.iter: return
-    if self.x.ndim!=4 or self.pred.ndim!=2 or self.y.is_floating_point(): raise ValueError('`log_preds` shows pictures and their classes, and these data have none.')
-    self.looked_at = [o[:self.n_preds] for o in (self.x,self.y,self.pred)]
-
-@patch
-def _figure(self:TensorBoardCallback, xb, yb, pred):
-    vocab,decode = getattr(self.dls, 'vocab', None),getattr(self.dls, 'decode_batch', noop)
-    titles = ['\n'.join(class_names.get(o, str(o)) for o in (L(vocab)[list(os)] if vocab else os)) for os in zip(yb.tolist(), pred.argmax(-1).tolist())]
-    axs = show_images(to_cpu(decode(xb)).clamp(0, 1), nrows=round(len(xb)**0.5), titles=titles)
-    self.writer.add_figure('target / prediction', axs[0].figure, self.done+self.sent)
+        try: from torch.utils.tensorboard import SummaryWriter
+        except ImportError as e: raise ImportError('`TensorBoardCallback` needs the package `tensorboard`: pip install tensorboard') from e
+        self.writer = SummaryWriter(self.log_dir)
+        self.log_dir = self.writer.log_dir
+    def after_pred(self):
+        if self.training or not self.log_preds or self.iter: return
+        if self.x.ndim!=4 or self.pred.ndim!=2: raise ValueError('`log_preds` shows pictures and their classes, and these data have none.')
+        self.seen = [o[:self.n_preds] for o in (self.x,self.y,self.pred)]
+    def after_batch(self):
+        if self.training and self.train_iter%self.every==0: self._send({})
+    def after_epoch(self):
+        self._send({k:v for k,v in self.history[-1].items() if k not in ('epoch','train_loss')})
+        if self.seen: self._draw(*self.seen)
+    def _send(self, row):
+        "Write the losses since the last time, the hyper-parameters and `row`"
+        losses = self.recorder.losses[self.sent:]
+        for i,o in enumerate(losses, self.done+self.sent+1): self.writer.add_scalar('train_loss', o, i)
+        self.sent += len(losses)
+        hypers = {f'{k}_{i}':v for i,h in enumerate(self.opt.hypers) for k,v in h.items()}
+        for k,v in {**hypers, **row}.items():
+            if isinstance(v, (int,float)): self.writer.add_scalar(k, v, self.done+self.sent)
+    def _draw(self, xb, yb, pred):
+        vocab,decode = getattr(self.dls, 'vocab', None),getattr(self.dls, 'decode_batch', noop)
+        def _text(i): return class_names.get(vocab[i], vocab[i]) if vocab else str(i)
+        titles = [f'{_text(t)}\n{_text(p)}' for t,p in zip(yb.tolist(), pred.argmax(-1).tolist())]
+        axs = show_images(to_cpu(decode(xb)).clamp(0, 1), nrows=round(len(xb)**0.5), titles=titles)
+        self.writer.add_figure('target / prediction', axs[0].figure, self.done+self.sent)
+    def cleanup_fit(self):
+        if self.writer: self.writer.close()
+        self.writer,self.seen,self.done,self.sent = None,None,self.done+self.sent,0
 
 # %% ../nbs/20_tracker.ipynb #0d0bb621
 class PeakMemory(Callback):
     "A column with the peak memory of the epoch in MB: the GPU's where the model is on one, else the process's"
     order,metric,cuda = 40,None,None
     def before_fit(self):
-        p = first(self.model.parameters())
-        self.cuda = p.device if p is not None and p.device.type=='cuda' else None
+        device = getattr(first(self.model.parameters()), 'device', None)
+        self.cuda = device if device is not None and device.type=='cuda' else None
         self.metric = ValueMetric(self.peak, 'peak_mb')
         self.learn.metrics = self.metrics+[self.metric]
-    def before_epoch(self): self.reset()
+    def before_epoch(self):
+        if self.cuda: return torch.cuda.reset_peak_memory_stats(self.cuda)
+        try: Path('/proc/self/clear_refs').write_text('5')
+        except OSError: pass
+    def peak(self)->float|None: # MB; `None` where the system does not tell
+        "Peak memory since the epoch began"
+        if self.cuda: return torch.cuda.max_memory_allocated(self.cuda)/2**20
+        try: return int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])/2**10
+        except (OSError,TypeError): pass
+        try: import resource
+        except ImportError: return None
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
     def cleanup_fit(self): self.learn.metrics = [o for o in self.metrics if o is not self.metric]
-
-# %% ../nbs/20_tracker.ipynb #03aeca7b
-def _peak_ever():
-    "Peak memory of this process since it began, in MB"
-    try: import resource
-    except ImportError: return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform=='darwin' else 2**10)
-
-# %% ../nbs/20_tracker.ipynb #ce8315ce
-@patch
-def reset(self:PeakMemory):
-    "Begin to measure anew, where that is possible"
-    if self.cuda: return torch.cuda.reset_peak_memory_stats(self.cuda)
-    try: Path('/proc/self/clear_refs').write_text('5')
-    except OSError: pass
-
-@patch
-def peak(self:PeakMemory)->float|None: # MB; `None` where the system does not tell
-    "Peak memory since `reset`"
-    if self.cuda: return torch.cuda.max_memory_allocated(self.cuda)/2**20
-    try: return int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])/2**10
-    except (OSError,TypeError): return _peak_ever()
