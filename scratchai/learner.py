@@ -136,7 +136,7 @@ def norm_bias_params(
 _idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None, training=False, busy=False)
 _start = dict(n_epoch=1, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., fitting=False, final_record=None)
 
-# %% ../nbs/08_learner.ipynb #ffd93f85
+# %% ../nbs/08_learner.ipynb #832f8464
 class Learner:
     "A model, its data and a loss, and the loop that trains the one on the other"
     default_callbacks = L()
@@ -186,7 +186,7 @@ class Learner:
         if not 0<=start_epoch<=n_epoch: raise ValueError(f'`start_epoch` is between 0 and `n_epoch`={n_epoch}, not {start_epoch}.')
         if reset_opt or self.opt is None: self.create_opt()
         self.opt.set_hypers(lr=ifnone(lr, self.lr))
-        self.set_wd(ifnone(wd, self.wd))
+        if (wd := ifnone(wd, self.wd)) is not None: self.opt.set_hypers(wd=wd)
         self.opt.zero_grad()
         self._run(lambda: self._epochs(start_epoch), cbs, n_epoch=n_epoch, fitting=True)
     def _run(self, f, cbs, **state):
@@ -246,10 +246,6 @@ class Learner:
         norm,bias = norm_bias_params(self.model)
         for p in [] if self.wd_bn_bias else norm+bias: self.opt.state[p]['do_wd'] = False
         for p in norm if self.train_bn else []: self.opt.state[p]['force_train'] = True
-    def set_wd(self, wd:float|None): # Weight decay; `None` leaves it as it is
-        "Set the optimizer's weight decay"
-        if self.opt is None: self.create_opt()
-        if wd is not None: self.opt.set_hypers(wd=wd)
     def freeze_to(self, n:int): # Groups before this one are frozen; negative: counted from the end
         "Freeze the first parameter groups"
         if self.opt is None: self.create_opt()

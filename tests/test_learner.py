@@ -251,7 +251,6 @@ def test_rates_decay_and_a_new_optimizer():
         learn = learner(**kw)
         learn.fit(0)
         assert learn.opt.hypers[0][k]==v
-    assert learner(wd=0.3).set_wd(None) is None
     with pytest.raises(TypeError, match='use `OptimWrapper`'): learner(opt_func=lambda ps,lr: torch.optim.SGD(ps, lr)).fit(1)
 
 def test_gradients_left_behind_are_not_part_of_the_first_step():
