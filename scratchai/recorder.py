@@ -78,11 +78,12 @@ def mk_metric(
 
 Learner.metrics = property(lambda self: self._metrics, lambda self,v: setattr(self, '_metrics', L(v).map(mk_metric)))
 
-# %% ../nbs/09_recorder.ipynb #22ec5e12
+# %% ../nbs/09_recorder.ipynb #58232b0c
 def _numbers(vals):
     "Python numbers for tensors and numbers, in one transfer"
-    ts = [o.detach().float().mean() for o in vals if isinstance(o, Tensor)]
-    nums = iter(torch.stack([o.to(ts[0].device) for o in ts]).tolist() if ts else ())
+    ts = [o.detach() for o in vals if isinstance(o, Tensor)]
+    dtype = torch.float64 if all(o.dtype==torch.float64 for o in ts) else torch.float32
+    nums = iter(torch.stack([o.to(ts[0].device, dtype).mean() for o in ts]).tolist() if ts else ())
     return [next(nums) if isinstance(o, Tensor) else o for o in vals]
 
 class AvgSmoothLoss(Metric):
