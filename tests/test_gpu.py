@@ -1,0 +1,127 @@
+"What only a GPU can show. Without one, all of it is skipped."
+import copy
+from functools import partial
+
+import pytest,torch,torch.nn as nn
+from fastcore.all import NS,noop
+from scratchai.core import default_device,no_random,set_seed,to_device
+from scratchai.data import DataLoader,Dataset,ImageDataLoaders,Normalize,ToFloat,get_image_files,imagenet_stats,parent_label
+from scratchai.layers import simple_cnn
+from scratchai.learner import Callback,Learner,synth_dls
+from scratchai.losses import accuracy,cross_entropy,mse
+from scratchai.optimizer import SGD,Adam
+import scratchai.fused,scratchai.recorder,scratchai.schedule,scratchai.tracker # each adds methods
+from scratchai.optimizers import OptimWrapper
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+
+def batches(n=8, bs=32): return [(torch.randn(bs,3,32,32), torch.randint(10, (bs,))) for _ in range(n)]
+
+def learner(device='cuda', opt_func=Adam, data=None, **kwargs):
+    set_seed(42)
+    data = data or batches()
+    learn = Learner(NS(train=data, valid=data[:2], device=device), simple_cnn(), cross_entropy, opt_func, lr=1e-3, **kwargs)
+    learn.logger = noop
+    return learn
+
+def weights(m): return torch.cat([p.detach().flatten().cpu() for p in m.parameters()])
+
+def test_workers_fill_pinned_batches_that_arrive_on_the_gpu(doodles_path):
+    dls = ImageDataLoaders.from_folder(doodles_path, size=64, bs=64, n_workers=2)
+    x,y = next(iter(dls.train))
+    assert (x.device.type, y.device.type, x.dtype, x.shape) == ('cuda', 'cuda', torch.float32, (64,3,64,64))
+    ds = Dataset(get_image_files(doodles_path/'valid' if (doodles_path/'valid').exists() else doodles_path/'val'), parent_label, 64)
+    with DataLoader(ds, 64, n_workers=2, seed=1, pin_memory=True) as pinned, DataLoader(ds, 64, n_workers=0, seed=1) as plain:
+        for (a,_),(b,_) in zip(pinned, plain): assert a.is_pinned() and torch.equal(a, b)
+    for dl in (dls.train, dls.valid): dl.close()
+
+def test_it_learns_pictures(doodles_path):
+    dls = ImageDataLoaders.from_folder(doodles_path, size=64, bs=32)
+    set_seed(42)
+    learn = Learner(dls, simple_cnn(dls.c), metrics=accuracy)
+    with learn.no_logging(): learn.fit_one_cycle(8, 1e-2)
+    assert next(iter(learn.model.parameters())).is_cuda and learn.history[-1]['accuracy']>0.8
+    for dl in (dls.train, dls.valid): dl.close()
+
+@pytest.mark.parametrize('opt_func', [partial(SGD, mom=0.9), Adam])
+def test_a_fit_is_that_of_the_cpu(opt_func):
+    a,b = learner('cpu', opt_func),learner('cuda', opt_func)
+    for o in (a,b): o.fit(2)
+    assert torch.allclose(weights(a.model), weights(b.model), atol=2e-3)
+
+def test_lr_find_leaves_no_trace():
+    def fitted(search):
+        learn = learner()
+        learn.model.to('cuda')
+        if search: learn.lr_find(num_it=10, show_plot=False)
+        learn.fit(1)
+        return weights(learn.model)
+    assert torch.equal(fitted(False), fitted(True))
+
+def test_no_random_puts_the_gpus_generator_back():
+    torch.rand(1, device='cuda')
+    torch.cuda.manual_seed(1)
+    want = torch.rand(3, device='cuda')
+    torch.cuda.manual_seed(1)
+    with no_random(7): torch.rand(5, device='cuda')
+    assert torch.equal(torch.rand(3, device='cuda'), want)
+
+@pytest.mark.parametrize('mk', [partial(SGD, lr=1e-2, mom=0.9), partial(Adam, lr=1e-3)])
+def test_compiled_step_is_the_plain_one(mk):
+    set_seed(1)
+    ps = [torch.randn(s, device='cuda').requires_grad_() for s in ((64,32,3,3), (64,), (10,64), (1,))]
+    qs = [p.detach().clone().requires_grad_() for p in ps]
+    a,b = mk(ps),mk(qs).compile()
+    for _ in range(4):
+        for p,q in zip(ps, qs): p.grad = q.grad = torch.randn_like(p)
+        a.step(), b.step()
+    for p,q in zip(ps, qs): assert torch.allclose(p, q, atol=1e-5)
+
+@pytest.mark.parametrize('kw', [dict(fused=True), dict(capturable=True), {}])
+def test_state_saved_on_a_cpu_goes_on_on_a_gpu(kw):
+    "For ours, and for an optimizer of PyTorch that is wrapped"
+    def opt(device, cls, **kwargs):
+        set_seed(2)
+        m = nn.Linear(4,2).to(device)
+        o = cls(list(m.parameters()), **kwargs)
+        o.set_names(m.named_parameters())
+        return m,o
+    def step(m, o):
+        for i,p in enumerate(m.parameters()): p.grad = torch.full_like(p, 0.1*(i+1))
+        o.step()
+    for cls,here,there in ((Adam, dict(lr=1e-2), dict(lr=1e-2)), (OptimWrapper, dict(opt=torch.optim.AdamW, lr=1e-2), dict(opt=torch.optim.AdamW, lr=1e-2, **kw))):
+        (m,o),(n,p) = opt('cpu', cls, **here),opt('cuda', cls, **there)
+        for _ in range(3): step(m, o)
+        n.load_state_dict(m.state_dict())
+        p.load_state_dict(o.state_dict(), strict=False)
+        step(m, o), step(n, p)
+        assert torch.allclose(weights(m), weights(n), atol=1e-5), (cls, kw)
+
+def test_saved_on_a_gpu_loaded_on_a_cpu(tmp_path):
+    a = learner(path=tmp_path)
+    a.fit(1)
+    a.save('model')
+    b = learner('cpu', path=tmp_path)
+    b.load('model')
+    assert torch.equal(weights(a.model), weights(b.model)) and not next(iter(b.model.parameters())).is_cuda
+    b.fit(1)
+
+def test_memory_is_let_go_after_an_error():
+    learn = learner()
+    learn.fit(1)
+    before = torch.cuda.memory_allocated()
+    with pytest.raises(ZeroDivisionError): learn.fit(1, cbs=Callback(after_loss=lambda self: 1/0))
+    assert torch.cuda.memory_allocated() <= before+2**20 # some gradients may be there
+
+def test_validation_and_rows_ask_the_device_once_an_epoch():
+    "No call waits for the GPU inside an epoch"
+    learn = learner(metrics=accuracy)
+    learn.fit(1)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        learn.fit(1, cbs=Callback(after_train=lambda self: None, after_validate=lambda self: torch.cuda.set_sync_debug_mode('default')))
+    finally: torch.cuda.set_sync_debug_mode('default')
+
+def test_every_container_moves():
+    b = to_device({'a':[torch.ones(2), (torch.zeros(1), 'text')]}, default_device())
+    assert b['a'][0].is_cuda and b['a'][1][0].is_cuda and b['a'][1][1] == 'text'
