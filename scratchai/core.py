@@ -12,7 +12,6 @@ from collections import UserDict,UserList,deque
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import fields,is_dataclass
-from pathlib import Path
 
 import matplotlib.pyplot as plt,numpy as np,torch
 from torch import Tensor
@@ -22,10 +21,9 @@ from fastcore.all import *
 def default_device(use:bool|int=-1, # `True`: an accelerator or an error; `False`: the CPU; -1: the best there is
 )->torch.device: # Where tensors should live
     "The best device of this machine: `cuda`, else `mps`, else `cpu`"
-    if use is False or use==0: return torch.device('cpu')
-    if torch.cuda.is_available(): return torch.device('cuda', torch.cuda.current_device())
-    if torch.backends.mps.is_available(): return torch.device('mps')
-    if use==-1: return torch.device('cpu')
+    if use and torch.cuda.is_available(): return torch.device('cuda', torch.cuda.current_device())
+    if use and torch.backends.mps.is_available(): return torch.device('mps')
+    if use in (0,-1): return torch.device('cpu')
     raise RuntimeError("No accelerator: torch sees neither CUDA nor MPS; `default_device(False)` is the CPU.")
 
 # %% ../nbs/00_core.ipynb #1fec2ab5
@@ -41,10 +39,9 @@ def apply(func, x, *args, **kwargs): # The same nest of what `func(leaf, *args, 
         res = copy(x)
         for k in [f.name for f in fields(x) if hasattr(x, f.name)]: object.__setattr__(res, k, go(getattr(x, k)))
         return res
-    if not isinstance(x, (list,tuple,L,UserList,deque,set,frozenset)) or _is_packed(x): return func(x, *args, **kwargs)
+    packed = hasattr(x, 'batch_sizes') # torch's `PackedSequence`, a tuple that moves itself
+    if packed or not isinstance(x, (list,tuple,L,UserList,deque,set,frozenset)): return func(x, *args, **kwargs)
     return type(x)(*map(go, x)) if hasattr(x, '_fields') else type(x)(map(go, x))
-
-def _is_packed(o): return hasattr(o, 'batch_sizes') # torch's `PackedSequence` is a tuple that moves itself
 
 # %% ../nbs/00_core.ipynb #f8563895
 def to_device(
@@ -60,20 +57,19 @@ def to_cpu(b, # A tensor, or any nest of them
 ): # The same nest on the CPU, without graphs; half precision becomes `float32`
     "Move every tensor in `b` to the CPU, cut from its graph"
     def _cpu(o):
-        if _is_packed(o): return o.cpu()._replace(data=_cpu(o.data))
+        if hasattr(o, 'batch_sizes'): return o.cpu()._replace(data=_cpu(o.data))
         if not isinstance(o, Tensor): return o
         o = o.detach().cpu()
         return o.float() if o.dtype in (torch.float16, torch.bfloat16) else o
     return apply(_cpu, b)
 
-# %% ../nbs/00_core.ipynb #655fef73
 def find_bs(b, # A batch: any nest of tensors
 )->int: # Items in it
     "The length of the first tensor in a batch, or of the first innermost list if there is none"
     leaves = []
     apply(leaves.append, b)
-    o = first(leaves, lambda o: hasattr(o, 'ndim') or _is_packed(o))
-    if _is_packed(o): return int(o.batch_sizes[0])
+    o = first(leaves, lambda o: hasattr(o, 'ndim') or hasattr(o, 'batch_sizes'))
+    if hasattr(o, 'batch_sizes'): return int(o.batch_sizes[0])
     if o is not None: return len(o) if o.ndim else 1
     inner = first(b.values() if isinstance(b, dict) else b)
     return find_bs(inner) if is_listy(inner) else len(b)
@@ -86,20 +82,17 @@ def set_seed(s:int, # Any whole number
     for seed in (random.seed, np.random.seed, torch.manual_seed): seed(s%2**32)
     if reproducible: torch.backends.cudnn.deterministic,torch.backends.cudnn.benchmark = True,False
 
-# %% ../nbs/00_core.ipynb #63c80566
 @contextmanager
 def no_random(seed:int|None=42, # What the generators start from in the block; `None`: from where they are
 ):
     "After the `with` block, Python's, NumPy's and PyTorch's generators are where they were"
     gens = [torch.default_generator, *torch.cuda.default_generators] # those of CUDA exist once it is in use
-    py,npy,states = random.getstate(),np.random.get_state(),[g.get_state() for g in gens]
+    states = random.getstate(),np.random.get_state(),*[g.get_state() for g in gens]
     if seed is not None:
-        for f in (random.seed, np.random.seed, *(g.manual_seed for g in gens)): f(seed%2**32)
+        for f in (random.seed, np.random.seed, *[g.manual_seed for g in gens]): f(seed%2**32)
     try: yield
     finally:
-        random.setstate(py)
-        np.random.set_state(npy)
-        for g,s in zip(gens, states): g.set_state(s)
+        for f,s in zip((random.setstate, np.random.set_state, *[g.set_state for g in gens]), states): f(s)
 
 # %% ../nbs/00_core.ipynb #1b073b38
 def tensor(
@@ -116,13 +109,6 @@ def tensor(
     return res.requires_grad_() if requires_grad else res
 
 # %% ../nbs/00_core.ipynb #e7f3cea2
-def _to_hwc(im):
-    "An array that matplotlib can show, channels last"
-    if hasattr(im, 'detach'): im = to_cpu(im).numpy()
-    im = np.asarray(im)
-    if im.ndim==3 and im.shape[0] in (1,3,4) and im.shape[2] not in (1,3,4): im = im.transpose(1,2,0)
-    return im[...,0] if im.ndim==3 and im.shape[2]==1 else im
-
 def show_image(
     im, # Pillow image, array or tensor: `(h, w)`, `(h, w, c)` or `(c, h, w)`
     ax=None, # matplotlib axes to draw on; `None` makes a figure
@@ -132,16 +118,16 @@ def show_image(
     **kwargs # Passed on to `ax.imshow`: `cmap`, `alpha`, `vmin`…
 ): # The axes
     "Show one picture, without ticks"
-    im,ax = _to_hwc(im),ifnone(ax, ctx)
+    im,ax = np.asarray(to_cpu(im)),ifnone(ax, ctx)
+    if im.ndim==3 and im.shape[0] in (1,3,4) and im.shape[2] not in (1,3,4): im = im.transpose(1,2,0)
+    if im.ndim==3 and im.shape[2]==1: im = im[...,0]
     h,w = im.shape[:2]
     if ax is None: ax = plt.subplots(figsize=figsize or (2.5*w/max(h,w), 2.5*h/max(h,w)))[1]
-    if im.ndim==2: kwargs.setdefault('cmap', 'gray')
-    ax.imshow(im, **kwargs)
+    ax.imshow(im, **{'cmap':'gray', **kwargs}) # a `cmap` is for pictures of one channel, and ignored otherwise
     if title is not None: ax.set_title(str(title), fontsize=10, parse_math=False)
     ax.axis('off')
     return ax
 
-# %% ../nbs/00_core.ipynb #2bf9eca3
 def show_titled_image(o:tuple, **kwargs): # The axes
     "Show an `(image, title)` pair; `kwargs` are `show_image`'s"
     return show_image(o[0], title=str(o[1]), **kwargs)
@@ -161,27 +147,24 @@ def show_images(
     nrows = max(nrows, -(-len(ims)//ncols))
     figsize = ncols*imsize,nrows*(imsize + (0.25 if titles is not None else 0))
     axs = plt.subplots(nrows, ncols, figsize=figsize, squeeze=False)[1].flatten()
+    for ax in axs: ax.axis('off')
     for im,t,ax in zip(ims, ifnone(titles, [None]*len(ims)), axs): show_image(im, ax=ax, title=t, **kwargs)
-    for ax in axs[len(ims):]: ax.axis('off')
     return axs
 
 # %% ../nbs/00_core.ipynb #0bdeaebd
 class _Chain:
     "Records attributes, indices and calls, and repeats them on the object it is called with"
-    def __init__(self, *steps): self._steps = steps
-    def __getitem__(self, i): return _Chain(*self._steps, ('__getitem__',(i,),{}))
+    def __init__(self, *steps, done=True): self._steps,self._done = steps,done
+    def __getitem__(self, i): return _Chain(*self._steps, itemgetter(i))
     def __getattr__(self, k):
         if k.startswith('_'): raise AttributeError(k)
-        return _Chain(*self._steps, (k,None,None))
+        return _Chain(*self._steps, attrgetter(k), done=False)
     def __call__(self, *args, **kwargs):
-        *before,(name,called,_) = self._steps or (('__call__',None,None),)
-        return _Chain(*before, (name,args,kwargs)) if called is None else self._run(*args)
-    def __invert__(self): return self._run
-    def _run(self, x):
-        for name,args,kwargs in self._steps:
-            x = getattr(x, name)
-            if args is not None and callable(x): x = x(*args, **kwargs)
-        return x
+        if self._done and self._steps: return (~self)(*args)
+        return _Chain(*self._steps, partial(_Chain._call, args, kwargs))
+    def __invert__(self): return compose(*self._steps)
+    @staticmethod
+    def _call(args, kwargs, f): return f(*args, **kwargs) if callable(f) else f
 
 Self = _Chain()
 
@@ -191,10 +174,8 @@ def cache_dir(*parts:str, # Folders below it
     "The folder for downloads and built-in data: `$SCRATCHAI_HOME`, or the platform's cache folder"
     base = {'darwin':'~/Library/Caches', 'win32':os.environ.get('LOCALAPPDATA', '~/AppData/Local')}.get(
         sys.platform, os.environ.get('XDG_CACHE_HOME') or '~/.cache')
-    home = os.environ.get('SCRATCHAI_HOME') or f'{base}/scratchai'
-    return Path(home).expanduser().joinpath(*parts)
+    return Path(os.environ.get('SCRATCHAI_HOME') or f'{base}/scratchai').expanduser().joinpath(*parts)
 
-# %% ../nbs/00_core.ipynb #3329cb82
 def write_whole(path, # The file to write; its folder is made
     write, # Called with the name of a temporary file beside it, of the same suffix
 )->Path: # `path`
