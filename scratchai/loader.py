@@ -82,7 +82,7 @@ class ItemError(LoaderError):
         store_attr()
     def __str__(self): return f"Item {self.index}{f' ({self.path})' if self.path else ''} cannot be read: {self.cause}"
 
-# %% ../nbs/02_loader.ipynb #7a5dac8d
+# %% ../nbs/02_loader.ipynb #c99733c5
 class _Maker:
     "Makes the batches of a data set"
     def __init__(self, ds, collate_fn, skip_bad): store_attr()
@@ -118,7 +118,7 @@ class _Maker:
         def small(o):
             with suppress(TypeError,RuntimeError):
                 if o.nbytes<2**14: return torch.from_numpy,(o.numpy(),)
-            return reduce_tensor(o)
+            return reduce_tensor(o.resolve_conj().resolve_neg())
         ForkingPickler.register(Tensor, small)
     @staticmethod
     def run(idxs, seed): return _Maker.here.batch(idxs, seed)
@@ -184,7 +184,7 @@ class _Epochs:
     def state_dict(self)->dict: return dict(seed=self.seed, epoch=self.epoch, position=self.position)
     def load_state_dict(self, state:dict): vars(self).update(state, _run=None)
 
-# %% ../nbs/02_loader.ipynb #e879118d
+# %% ../nbs/02_loader.ipynb #3df64f72
 class DataLoader(_Epochs):
     "Batches of a data set, made by workers"
     def __init__(self,
@@ -244,7 +244,7 @@ class DataLoader(_Epochs):
         return b
     def new(self, **kwargs):
         "A loader like this one but for `kwargs`"
-        res = type(self)(**{**{k: getattr(self, k) for k in self.__stored_args__}, **kwargs})
+        res = type(self)(**{**{k: getattr(self, k) for k in argnames(DataLoader.__init__)[1:]}, **kwargs})
         res.split_idx = self.split_idx
         return res
     def __getstate__(self): return {**vars(self), '_workers':None, '_run':None}
