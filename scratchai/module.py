@@ -6,10 +6,11 @@
 __all__ = ['Parameter', 'check_parts', 'Module', 'Sequential']
 
 # %% ../nbs/04_module.ipynb #8fe1b8f0
-from collections import UserDict,deque,namedtuple
+from collections import OrderedDict,UserDict,deque,namedtuple
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from fastcore.all import *
 from .core import *
 
@@ -28,37 +29,32 @@ class Parameter(Tensor):
     def __reduce_ex__(self, protocol): return type(self),(self.detach(), self.requires_grad)
 
 # %% ../nbs/04_module.ipynb #ebbee480
-def _flat(k, v):
+def _leaves(k, v):
     "The name and value of `v`; for lists and dicts, of each thing in them, however deep"
     if isinstance(v, (dict,UserDict)): items = v.items()
     elif isinstance(v, (list,tuple,L,deque)): items = enumerate(v)
     elif isinstance(v, (set,frozenset)) and any(isinstance(o, Tensor) or hasattr(o, 'parameters') for o in v):
         raise TypeError(f'`{k}` is a set of layers, which has no order to name them by; use a list.')
     else: return [(k,v)]
-    return [p for i,o in items for p in _flat(f'{k}.{i}', o)]
+    return [p for i,o in items for p in _leaves(f'{k}.{i}', o)]
 
 # %% ../nbs/04_module.ipynb #5048974e
-def _is_param(o): return isinstance(o, Tensor) and any(c.__name__=='Parameter' for c in type(o).__mro__)
-def _is_buffer(m, k, v): return isinstance(v, Tensor) and not _is_param(v) and k in m._buffers
-def _is_module(o): return isinstance(o, _Tree) or hasattr(o, '_modules')
+def _role(m, k, v):
+    "What `v`, attribute `k` of `m`, is: param, module, buffer, unsaved (a buffer that is not saved) or other"
+    if not isinstance(v, Tensor): return 'module' if isinstance(v, _Tree) or hasattr(v, '_modules') else 'other'
+    if any(c.__name__=='Parameter' for c in type(v).__mro__): return 'param'
+    if k not in m._buffers: return 'other'
+    return 'unsaved' if k in m._non_persistent_buffers_set else 'buffer'
 
 # %% ../nbs/04_module.ipynb #aae9cc91
-def _members(m):
+def _parts(m):
     "Name and value of what `m` holds, be it ours or `torch.nn`'s"
-    if isinstance(m, _Tree): return m._members()
-    ours = [k for kv in vars(m).items() for k,v in _flat(*kv) if isinstance(v, _Tree)]
+    held = [o for k,v in [*vars(m).items()] if k[:2]!='__' for o in _leaves(k, v)] # `__`: hooks, and fastcore's notes
+    if isinstance(m, _Tree): return held
+    ours = [k for k,v in held if isinstance(v, _Tree)]
     if ours: raise TypeError(f'`{ours[0]}` of {type(m).__name__}, a `torch.nn` module, is a module of scratchai, whose '
         f'weights it does not see. Derive {type(m).__name__} from `Module`, or use a layer of `torch.nn` there.')
     return [*m._parameters.items(), *m._buffers.items(), *m._modules.items()]
-
-def _walk(m, prefix='', seen=None):
-    "`m` and every module below it, with their names; each once, given a set `seen`"
-    if seen is not None:
-        if id(m) in seen: return
-        seen.add(id(m))
-    yield prefix,m
-    for k,v in _members(m):
-        if _is_module(v): yield from _walk(v, f'{prefix}.{k}' if prefix else k, seen)
 
 class _Items(L):
     "An `L` from which `next` takes one item after the other"
@@ -72,7 +68,7 @@ class _Tree:
     _buffers = _non_persistent_buffers_set = frozenset()
 
     def __setattr__(self, k, v):
-        if isinstance(v, Tensor) and not _is_param(v) and _is_param(vars(self).get(k)): raise TypeError(
+        if isinstance(v, Tensor) and _role(self, k, vars(self).get(k))=='param'!=_role(self, k, v): raise TypeError(
             f'`{k}` of {type(self).__name__} is a Parameter, and a plain tensor would never be trained. Assign a '
             '`Parameter`, or change the values in place under `torch.no_grad()`; `del` it first if you mean it.')
         object.__setattr__(self, k, v)
@@ -83,28 +79,31 @@ class _Tree:
         if not persistent: self._non_persistent_buffers_set |= {name}
         setattr(self, name, tensor)
 
-    def _members(self): # without what begins with `__`: hooks, and the copies of arguments that fastcore keeps
-        return [o for k,v in list(vars(self).items()) if k[:2]!='__' for o in _flat(k, v)]
-    def _named(self, wanted, prefix='', recurse=True, remove_duplicate=True):
-        res = {}
-        for pre,m in _walk(self, prefix, set() if remove_duplicate else None) if recurse else [(prefix,self)]:
-            for k,v in _members(m):
-                name = f'{pre}.{k}' if pre else k
-                if wanted(m, k, v): res.setdefault(id(v) if remove_duplicate else name, (name,v))
-        return _Items(res.values())
-
     def named_modules(self, prefix:str='', remove_duplicate:bool=True)->L: # Pairs `(name, module)`, parents first
         "This module and all below it; a shared one once, or under each of its names"
-        return _Items(_walk(self, prefix, set() if remove_duplicate else None))
-    def named_children(self)->L: # Pairs `(name, module)`
-        "The modules directly below this one"
-        return self._named(lambda m,k,v: _is_module(v), recurse=False)
+        res,seen,todo = [],set(),[(prefix,self)]
+        while todo:
+            name,m = todo.pop()
+            if remove_duplicate and id(m) in seen: continue
+            seen.add(id(m))
+            res.append((name,m))
+            todo += [(f'{name}.{k}'.lstrip('.'), v) for k,v in reversed(_parts(m)) if _role(m, k, v)=='module']
+        return _Items(res)
+    def _named(self, roles, prefix='', recurse=True, remove_duplicate=True):
+        res = {}
+        for pre,m in self.named_modules(prefix, remove_duplicate) if recurse else [(prefix,self)]:
+            for k,v in _parts(m):
+                name = f'{pre}.{k}'.lstrip('.')
+                if _role(m, k, v) in roles: res.setdefault(id(v) if remove_duplicate else name, (name,v))
+        return _Items(res.values())
+
     def named_parameters(self, prefix:str='', recurse:bool=True, remove_duplicate:bool=True)->L: # `(name, parameter)`
         "The parameters here and, with `recurse`, below; a shared one once, or under each of its names"
-        return self._named(lambda m,k,v: _is_param(v), prefix, recurse, remove_duplicate)
+        return self._named(['param'], prefix, recurse, remove_duplicate)
     def named_buffers(self, prefix:str='', recurse:bool=True, remove_duplicate:bool=True)->L: # `(name, tensor)`
         "The buffers here and, with `recurse`, below; a shared one once, or under each of its names"
-        return self._named(_is_buffer, prefix, recurse, remove_duplicate)
+        return self._named(['buffer','unsaved'], prefix, recurse, remove_duplicate)
+    def named_children(self)->L: return self._named(['module'], recurse=False) # Only those directly below
     def modules(self)->L: return self.named_modules().itemgot(1)
     def children(self)->L: return self.named_children().itemgot(1)
     def parameters(self, recurse:bool=True)->L: return self.named_parameters(recurse=recurse).itemgot(1)
@@ -113,19 +112,13 @@ class _Tree:
 # %% ../nbs/04_module.ipynb #f734b4c4
 def check_parts(m): # A model, ours or of `torch.nn`
     "Raise an error if a `torch.nn` module in `m` holds one of ours, whose weights it would not see"
-    for _ in _walk(m, seen=set()): pass
-
-# %% ../nbs/04_module.ipynb #03d61bde
-class _Handle:
-    "What `register_forward_hook` returns: `remove`, or leave the `with` block"
-    def __init__(self, m, k): self.m,self.k = m,k
-    def remove(self): self.m.__hooks__ = {k:v for k,v in self.m.__hooks__.items() if k is not self.k}
-    def __enter__(self): return self
-    def __exit__(self, *exc): self.remove()
-
-_Keys = namedtuple('Keys', 'missing_keys unexpected_keys')
+    top = _Tree()
+    top.model = m
+    top.named_modules()
 
 # %% ../nbs/04_module.ipynb #640ac2c7
+_Keys = namedtuple('Keys', 'missing_keys unexpected_keys')
+
 class Module(_Tree):
     "A callable that knows its weights: assign `Parameter`s and `Module`s to it and define `forward`"
     training,hook,__hooks__ = True,None,{}
@@ -134,36 +127,33 @@ class Module(_Tree):
     def __call__(self, *args, **kwargs):
         "`forward`, then the hooks"
         res = self.forward(*args, **kwargs)
-        for f in self.__hooks__.values(): res = ifnone(f(self, args, res), res)
+        for f in [*self.__hooks__.values()]: res = ifnone(f(self, args, res), res)
         if self.hook is not None: self.hook(res, args)
         return res
-    def register_forward_hook(self, hook)->_Handle: # Call its `remove`, or use it in a `with` statement
+    def register_forward_hook(self, hook)->RemovableHandle: # Call its `remove`, or use it in a `with` statement
         "Run `hook(module, inputs, output)` after `forward`; what it returns, unless `None`, replaces the output"
-        k = object() # equals no other key, so a handle removes its own hook only
-        self.__hooks__ = {**self.__hooks__, k:hook}
-        return _Handle(self, k)
+        if not self.__hooks__: self.__hooks__ = OrderedDict()
+        handle = RemovableHandle(self.__hooks__)
+        self.__hooks__[handle.id] = hook
+        return handle
 
-    def _state(self):
-        def saved(m, k, v): return _is_param(v) or _is_buffer(m, k, v) and k not in m._non_persistent_buffers_set
-        return dict(self._named(saved, remove_duplicate=False))
-    def _misfits(self, saved):
-        def shape(o): return tuple(o.shape) if isinstance(o, Tensor) else f'a {type(o).__name__}'
-        pairs = [(k, shape(saved[k]), shape(v)) for k,v in self._state().items() if k in saved]
-        return [f'{k} (saved {s}, here {o})' for k,s,o in pairs if s!=o]
+    def _state(self): return dict(self._named(['param','buffer'], remove_duplicate=False))
     def state_dict(self)->dict: # Plain tensors that share the model's memory
         "What to save: parameters and persistent buffers by name"
         return {k:v.detach() for k,v in self._state().items()}
     def load_state_dict(self, state_dict:dict, strict:bool=True)->tuple: # Named: `missing_keys`, `unexpected_keys`
         "Copy saved values in: all, or none if it raises; `strict` refuses missing and unexpected names"
         if not hasattr(state_dict, 'keys'): raise TypeError(f'Not a dict of tensors: {type(state_dict).__name__}.')
+        def shape(o): return tuple(o.shape) if isinstance(o, Tensor) else f'a {type(o).__name__}'
         own = self._state()
         keys = _Keys([k for k in own if k not in state_dict], [k for k in state_dict if k not in own])
-        bad = {'Missing':keys[0]*strict, 'Unexpected':keys[1]*strict, 'Another shape':self._misfits(state_dict)}
-        if any(bad.values()):
-            says = ' '.join(f'{what}: {", ".join(map(str, ks))}.' for what,ks in bad.items() if ks)
-            raise RuntimeError(f'Nothing was loaded into {type(self).__name__}: the saved state does not fit. {says}')
+        pairs = [(k, shape(state_dict[k]), shape(v)) for k,v in own.items() if k in state_dict]
+        bad = {'Missing':keys[0]*strict, 'Unexpected':keys[1]*strict,
+            'Another shape':[f'{k} (saved {s}, here {o})' for k,s,o in pairs if s!=o]}
+        says = ' '.join(f'{what}: {", ".join(map(str, ks))}.' for what,ks in bad.items() if ks)
+        if says: raise RuntimeError(f'Nothing was loaded into {type(self).__name__}: the state does not fit. {says}')
         with torch.no_grad():
-            for k in own.keys()-set(keys[0]): own[k].copy_(state_dict[k])
+            for k,*_ in pairs: own[k].copy_(state_dict[k])
         return keys
 
     def train(self, mode:bool=True):
@@ -192,19 +182,19 @@ class Module(_Tree):
         def move(t):
             kw = dict(memory_format=fmt) if fmt and t.ndim in (4,5) else {}
             return t.to(device, dtype if is_float(t.dtype) else None, non_blocking, **kw)
-        for p in self.parameters():
-            p.data = move(p.data)
-            if p.grad is not None: p.grad.data = move(p.grad.data)
         for m in self.modules():
-            for k,v in _members(m):
-                if _is_buffer(m, k, v): setattr(m, k, move(v))
+            for k,v in _parts(m):
+                role = _role(m, k, v)
+                if role in ('buffer','unsaved'): setattr(m, k, move(v))
+                if role=='param': v.data = move(v.data)
+                if role=='param' and v.grad is not None: v.grad.data = move(v.grad.data)
         return self
     def cuda(self, device=None): return self.to(f'cuda:{device}' if isinstance(device, int) else device or 'cuda')
     def cpu(self): return self.to('cpu')
 
     def extra_repr(self)->str: return '' # Shown between the parentheses, for example '3, 16'
     def __repr__(self):
-        shown = [(k, repr(v) if _is_module(v) else v) for k,v in _members(self) if _is_module(v) or k.isdigit()]
+        shown = [(k, v) for k,v in _parts(self) if _role(self, k, v)=='module' or k.isdigit()]
         kids = ''.join(f'\n({k}): {getattr(v, "__name__", v)}'.replace('\n', '\n  ') for k,v in shown)
         return f'{type(self).__name__}({self.extra_repr()}{kids}' + ('\n)' if kids else ')')
 
@@ -212,20 +202,18 @@ class Module(_Tree):
 class Sequential(Module):
     "Modules and functions, called one after the other"
     def __init__(self, *layers): # Each is given what the one before it returned
-        for l in layers:
-            if not callable(l): raise TypeError(f'`Sequential` takes modules and functions, not a {type(l).__name__}.')
-        self._layers = list(layers)
+        for l in layers: self.append(l)
 
     def forward(self, x):
-        for l in self._layers: x = l(x)
+        for l in self: x = l(x)
         return x
 
     def append(self, layer)->Module: # `self`
         "Add a layer at the end"
-        self._layers.append(layer)
+        if not callable(layer): raise TypeError(f'`Sequential` takes layers, not a {type(layer).__name__}.')
+        setattr(self, str(len(self)), layer)
         return self
 
-    def _members(self): return [(k.removeprefix('_layers.'), v) for k,v in super()._members()]
-    def __len__(self): return len(self._layers)
-    def __iter__(self): return iter(self._layers)
-    def __getitem__(self, i): return Sequential(*self._layers[i]) if isinstance(i, slice) else self._layers[i]
+    def __iter__(self): return iter([v for k,v in vars(self).items() if k.isdigit()])
+    def __len__(self): return len(list(iter(self)))
+    def __getitem__(self, i): return Sequential(*[*self][i]) if isinstance(i, slice) else [*self][i]
