@@ -177,7 +177,7 @@ def _run_pieces(cbs, p, state, hyper):
         if both := hyper.keys() & (new or {}): raise ValueError(f"State cannot be named `{min(both)}`, which is a hyper-parameter.")
         state.update(new or {})
 
-# %% ../nbs/07_optimizer.ipynb #2608e41e
+# %% ../nbs/07_optimizer.ipynb #fca99741
 def _run_lists(cbs, ps, states, hyper, n=2**20):
     place = itertools.accumulate((p.numel() for p in ps), initial=0)
     chunk = [i//n if p.device.type=='cpu' else 0 for i,p in zip(place, ps)]
@@ -187,8 +187,8 @@ def _run_lists(cbs, ps, states, hyper, n=2**20):
         old = dict(state)
         _run_pieces(cbs, Tensors(ps), state, hyper)
         for k,v in state.items():
-            if v is not old.get(k): # what was changed in place is where it belongs
-                for o,x in zip(states, v if isinstance(v, Tensors) else itertools.repeat(v)): o[k] = x
+            if v is old.get(k): continue # changed in place, if at all
+            for i,o in enumerate(states): o[k] = v.ts[i] if isinstance(v, Tensors) else v.clone() if isinstance(v, Tensor) else v
 
 # %% ../nbs/07_optimizer.ipynb #fa0ca46d
 def _per_group(k, v, n):
