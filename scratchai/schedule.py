@@ -20,7 +20,7 @@ from .core import *
 from .learner import *
 from .recorder import *
 
-# %% ../nbs/10_schedule.ipynb #869faae5
+# %% ../nbs/10_schedule.ipynb #c9408a7f
 def sched_lin(
     start, # Value at 0: a number, or an array with one for each parameter group
     end, # Value at 1
@@ -33,9 +33,9 @@ def sched_cos(start, end, pos): return start + (1-math.cos(math.pi*pos))*(end-st
 def sched_exp(start, end, pos):
     "Equal factors in equal steps; arguments as in `sched_lin`"
     if np.all(np.multiply(start, end)>0): return start * (end/start)**pos
-    raise ValueError(f'Equal factors lead from one number to another of the same sign, not from {start} to {end}.')
+    raise ValueError(f'Equal factors lead to a number of the same sign, not from {start} to {end}.')
 
-# %% ../nbs/10_schedule.ipynb #68c23b86
+# %% ../nbs/10_schedule.ipynb #538a0bcc
 def annealer(
     f, # A formula, `f(start, end, pos)`
 ): # A function of `(start, end)` that gives the schedule, a function of `pos`
@@ -45,10 +45,10 @@ def annealer(
 def sched_no(start, end, pos): return start
 SchedLin,SchedCos,SchedExp,SchedNo = map(annealer, (sched_lin, sched_cos, sched_exp, sched_no))
 def sched_poly(start, end, power, pos): return start + (end-start)*pos**power
-def SchedPoly(start, end, power): return partial(sched_poly, start, end, power) # A schedule along `pos**power`
 
-# %% ../nbs/10_schedule.ipynb #6c7fc864
-def plot_sched(scheds, n:int=201, ax=None, **kwargs): # A schedule, a list, or a dict by name; points; where; for `ax.plot`
+# %% ../nbs/10_schedule.ipynb #7d4c805d
+def SchedPoly(start, end, power): return partial(sched_poly, start, end, power) # A schedule along `pos**power`
+def plot_sched(scheds, n:int=201, ax=None, **kwargs): # A schedule, a list, or a dict by name; number of points
     "Draw schedules as functions of `pos`"
     if not isinstance(scheds, dict): scheds = {f'{i}':f for i,f in enumerate(L(scheds))}
     ax,pos = ax or plt.subplots(figsize=(4.5,2.7))[1],np.linspace(0, 1, n)
@@ -57,7 +57,7 @@ def plot_sched(scheds, n:int=201, ax=None, **kwargs): # A schedule, a list, or a
     if len(scheds)>1: ax.legend()
     return ax
 
-# %% ../nbs/10_schedule.ipynb #a1325010
+# %% ../nbs/10_schedule.ipynb #3c94b826
 def _joined(starts, pcts, scheds, pos):
     i = max(bisect_right(starts, pos+1e-9)-1, 0)
     return scheds[i](max(pos-starts[i], 0.)/pcts[i] if pcts[i] else 1.)
@@ -69,14 +69,14 @@ def combine_scheds(
     "One schedule out of several, each stretched over its share of the run"
     pcts,scheds = [float(o) for o in pcts],list(scheds)
     if len(pcts)!=len(scheds) or min(pcts, default=-1)<0 or not math.isclose(sum(pcts), 1, abs_tol=1e-6):
-        raise ValueError(f'Each of the {len(scheds)} schedules needs a share, none negative, that sum to 1; not {pcts}.')
+        raise ValueError(f'The {len(scheds)} schedules need as many shares, none negative, that sum to 1; not {pcts}.')
     return partial(_joined, [0.]+list(np.cumsum(pcts[:-1])), pcts, scheds)
 
-def combined_cos(pct, start, middle, end): # `start` to `middle` in the first `pct` of the run, then `middle` to `end`
-    "Two half cosines, end to end"
+def combined_cos(pct, start, middle, end):
+    "`start` to `middle` in the first `pct` of the run, then `middle` to `end`, both along a cosine"
     return combine_scheds([pct, 1-pct], [SchedCos(start, middle), SchedCos(middle, end)])
 
-# %% ../nbs/10_schedule.ipynb #15b79953
+# %% ../nbs/10_schedule.ipynb #e8bfad42
 class ParamScheduler(Callback):
     "Set hyper-parameters before each training batch, every one by its own schedule"
     order,run_valid,old = 60,False,()
@@ -86,7 +86,7 @@ class ParamScheduler(Callback):
         if not self.fitting: return
         for k,f in self.scheds.items():
             if k not in self.opt.hypers[0]: raise KeyError(f'The optimizer has no {k!r} to schedule.')
-            if not all(map(callable, L(f))): raise TypeError(f'The schedule of {k!r} should be a function of `pos`, not {f!r}.')
+            if not all(map(callable, L(f))): raise TypeError(f'The schedule of {k!r} is no function of `pos`: {f!r}.')
         self.old = [(k, [h[k] for h in self.opt.hypers]) for k in self.scheds]
         self.hps = {k:[] for k in self.scheds}
         if hasattr(self.learn, 'recorder'): self.recorder.hps.update(self.hps)
@@ -100,7 +100,7 @@ class ParamScheduler(Callback):
         for k,v in self.old: self.opt.set_hyper(k, v)
         self.old = ()
 
-# %% ../nbs/10_schedule.ipynb #b3d5cf52
+# %% ../nbs/10_schedule.ipynb #a4de3eb1
 class _RateScheduler(ParamScheduler):
     "Schedules made from the groups' rates when training begins"
     lr_max = None
@@ -112,21 +112,20 @@ class _RateScheduler(ParamScheduler):
 
 class OneCycle(_RateScheduler):
     "Rates from `lr/div` up to `lr`, then down to `lr/div_final`; momentum down and up"
-    def __init__(self, lr_max=None, div=25., div_final=1e5, pct_start=0.25, moms=(0.95,0.85,0.95)): # As in `fit_one_cycle`
-        if moms and len(moms)!=3: raise ValueError(f'`moms` has three values, at the start, the peak and the end; not {moms}.')
+    def __init__(self, lr_max=None, div=25., div_final=1e5, pct_start=0.25, moms=(0.95,0.85,0.95)):
+        if moms and len(moms)!=3: raise ValueError(f'`moms` are three, at the start, the peak and the end; not {moms}.')
         store_attr()
     def make(self, lr):
         scheds = dict(lr=combined_cos(self.pct_start, lr/self.div, lr, lr/self.div_final))
         if self.moms and self.opt.hypers[0].get('mom'): scheds['mom'] = combined_cos(self.pct_start, *self.moms)
         return scheds
 
-# %% ../nbs/10_schedule.ipynb #b57870aa
+# %% ../nbs/10_schedule.ipynb #dc2fe654
 @patch
 def fit_one_cycle(self:Learner,
     n_epoch:int, # Epochs
     lr_max=None, # Peak: a number, a list with one a group, or a `slice`; `None`: the learner's `lr`
-    div:float=25., # The start is this much lower than the peak
-    div_final:float=1e5, # The end is this much lower than the peak
+    div:float=25., div_final:float=1e5, # The start and the end are this much lower than the peak
     pct_start:float=0.25, # Part of the training that climbs
     wd:float|None=None, # Weight decay; `None`: the learner's, or, where that is `None` too, as it was
     moms:tuple|None=None, # Momentum at the start, the peak and the end; `None`: the learner's
@@ -152,7 +151,7 @@ def plot_sched(self:Recorder,
         if len(lines)>1: ax.legend(lines, [f'group {i}' for i in range(len(lines))])
     return axs
 
-# %% ../nbs/10_schedule.ipynb #fe8c2615
+# %% ../nbs/10_schedule.ipynb #db39fe69
 class FlatCos(_RateScheduler):
     "The groups' rates as they are for `pct_start` of the training, then a cosine down to `lr/div_final`"
     def __init__(self, lr_max=None, div_final:float=1e5, pct_start:float=0.75): store_attr() # As in `OneCycle`
@@ -161,14 +160,15 @@ class FlatCos(_RateScheduler):
 class SGDR(_RateScheduler):
     "Cosines from the groups' rates to 0"
     def __init__(self, lens:list, lr_max=None): store_attr() # Length of each cycle in any unit; as in `OneCycle`
-    def make(self, lr): return dict(lr=combine_scheds([o/sum(self.lens) for o in self.lens], [SchedCos(lr, 0*lr)]*len(self.lens)))
+    def make(self, lr):
+        pcts = [o/sum(self.lens) for o in self.lens]
+        return dict(lr=combine_scheds(pcts, [SchedCos(lr, 0*lr)]*len(pcts)))
 
-# %% ../nbs/10_schedule.ipynb #30486054
+# %% ../nbs/10_schedule.ipynb #16678d1b
 @patch
 def fit_flat_cos(self:Learner,
     n_epoch:int, lr=None, # As in `fit`
-    div_final:float=1e5, # The end is this much lower
-    pct_start:float=0.75, # Part of the training that is flat
+    div_final:float=1e5, pct_start:float=0.75, # The end is this much lower; part of the training that is flat
     wd:float|None=None, cbs=None, reset_opt:bool=False, start_epoch:int=0, # As in `fit`
 ):
     "Train at the full rate, then along a cosine"
@@ -176,19 +176,17 @@ def fit_flat_cos(self:Learner,
 
 @patch
 def fit_sgdr(self:Learner,
-    n_cycles:int, # Cycles
-    cycle_len:int, # Epochs of the first one
-    lr_max=None, # Peak: a number, a list with one a group, or a `slice`; `None`: the learner's `lr`
-    cycle_mult:int=2, # Each cycle is this many times longer than the one before
+    n_cycles:int, cycle_len:int, # Cycles; epochs of the first one
+    lr_max=None, cycle_mult:int=2, # As in `fit_one_cycle`; each cycle is this many times longer than the one before
     cbs=None, reset_opt:bool=False, wd:float|None=None, start_epoch:int=0, # As in `fit`
 ):
     "Train with warm restarts, https://arxiv.org/abs/1608.03983"
     lens = [cycle_len*cycle_mult**i for i in range(n_cycles)]
     if min(lens, default=0)<=0 or sum(lens)%1:
-        raise ValueError(f'SGDR has at least one cycle, and a whole number of epochs in all: not cycles of {lens} epochs.')
+        raise ValueError(f'SGDR has at least one cycle, and a whole number of epochs in all: not {lens}.')
     self.fit(int(sum(lens)), lr_max, wd, L(SGDR(lens))+L(cbs), reset_opt, start_epoch)
 
-# %% ../nbs/10_schedule.ipynb #820213a4
+# %% ../nbs/10_schedule.ipynb #32af0361
 @patch
 def twin(self:Learner):
     "A copy of model, optimizer, callbacks, metrics and loaders, over the same data"
@@ -198,8 +196,8 @@ def twin(self:Learner):
     parts = [*((f'callback `{o}`', o) for o in self.cbs), *((f'attribute `{k}`', o) for k,o in vars(self).items())]
     for what,o in parts:
         try: deepcopy(o, memo)
-        except Exception as e: raise TypeError(f'A twin is a copy, and the {what} of the learner cannot be copied: {e}. '
-            'Give its class a `__deepcopy__`; a callback is left out of `lr_find` with `run_lr_find = False`.') from e
+        except Exception as e: raise TypeError(f'A twin is a copy, and the {what} of the learner cannot be copied: {e}.'
+            ' Give its class a `__deepcopy__`; `lr_find` leaves out a callback with `run_lr_find = False`.') from e
     res.__dict__.update(deepcopy(vars(self), memo))
     return res
 
@@ -238,7 +236,7 @@ def slide(lrs, losses, num_it, lr_diff:int=15, thresh:float=0.005, adjust_value:
     lr = lrs[i].item()*adjust_value
     return lr,(lr,float(np.interp(math.log(lr), lrs.log(), losses)))
 
-# %% ../nbs/10_schedule.ipynb #8f6e5647
+# %% ../nbs/10_schedule.ipynb #95afe46a
 class SuggestionMethod:
     "The rules by which `lr_find` can suggest a rate"
     Valley,Slide,Minimum,Steep = valley,slide,minimum,steep
@@ -246,7 +244,7 @@ class SuggestionMethod:
 class LRFinder(ParamScheduler):
     "Rates that grow by equal factors for `num_it` batches, or until the smoothed loss is four times its best"
     rates = ()
-    def __init__(self, start_lr=1e-7, end_lr=10, num_it=100, stop_div=True, beta=0.98): # As in `lr_find`; of the average
+    def __init__(self, start_lr=1e-7, end_lr=10, num_it=100, stop_div=True, beta=0.98):
         store_attr()
         self.smooth = AvgSmoothLoss(beta)
     losses = property(lambda self: self.smooth.values, doc="Smoothed loss of each batch")
@@ -254,7 +252,7 @@ class LRFinder(ParamScheduler):
         if not self.fitting: return
         lo,hi = self._rates(self.start_lr),self._rates(self.end_lr)
         if self.num_it<1 or not ((0<lo) & (lo<hi)).all():
-            raise ValueError(f'Rates must grow from above 0 in at least one batch, not from {lo} to {hi} in {self.num_it}.')
+            raise ValueError(f'Rates grow from above 0 in at least one batch, not from {lo} to {hi} in {self.num_it}.')
         self.smooth.reset()
         self.scheds,self.rates,self.best = dict(lr=SchedExp(lo, hi)),[],math.inf
         super().before_fit()
@@ -274,7 +272,7 @@ class LRFinder(ParamScheduler):
     def suggest(self, *funcs)->dict: # Rules or their names; `(rate, point)` by name of the rule
         "What each rule makes of the search"
         pts = [(lr,o) for lr,o in zip(self.rates, self.losses) if math.isfinite(o)]
-        if not pts: raise ValueError(f'{len(self.losses)} losses and none is finite suggest no rate: check data, model, loss.')
+        if not pts: raise ValueError(f'{len(self.losses)} losses and none is finite: check data, model, loss.')
         lrs,losses = torch.tensor(pts[self.num_it//10:-5] or pts, dtype=torch.float64).T
         funcs = [f if callable(f) else getattr(SuggestionMethod, f.capitalize()) for f in funcs]
         return {getattr(getattr(f, 'func', f), '__name__', 'own'):f(lrs, losses, self.num_it) for f in funcs}
@@ -287,22 +285,23 @@ class LRFinder(ParamScheduler):
         if marks: ax.legend()
         return ax
 
-# %% ../nbs/10_schedule.ipynb #4a0d14cd
+# %% ../nbs/10_schedule.ipynb #2556121a
 @patch
 def lr_find(self:Learner,
-    start_lr=1e-7, # First rate: a number, a list with one a group, or a `slice`
-    end_lr=10, # Where the rates lead, likewise
+    start_lr=1e-7, end_lr=10, # First and last rate: a number, a list with one a group, or a `slice`
     num_it:int=100, # Batches
     stop_div:bool=True, # Stop when the smoothed loss is four times its best, or not a number?
     show_plot:bool=True, # Draw the curve, with the suggestions marked?
     suggest_funcs=SuggestionMethod.Valley, # A rule or several, or their names; `None`: no suggestion
 )->tuple: # A named tuple of rates, by name of the rule; its `finder` has `rates`, `losses`, and `plot`
     "Train a copy with growing rates (Smith 2015, https://arxiv.org/abs/1506.01186), and suggest one"
-    finder,skip = LRFinder(start_lr, end_lr, num_it, stop_div),[o for o in self.cbs if not getattr(type(o), 'run_lr_find', True)]
+    skip = [o for o in self.cbs if not getattr(type(o), 'run_lr_find', True)]
+    finder = LRFinder(start_lr, end_lr, num_it, stop_div)
     with no_random(None):
         with self.removed_cbs(skip): twin = self.twin()
         twin.logger,twin.bars = noop,False
         twin.fit(-(-num_it//max(len(twin.dls.train), 1)), cbs=finder)
     found = finder.suggest(*tuplify(suggest_funcs))
     if show_plot: finder.plot(found)
-    return type('SuggestedLRs', (namedtuple('SuggestedLRs', found, rename=True),), dict(finder=finder))(*(o[0] for o in found.values()))
+    SuggestedLRs = namedtuple('SuggestedLRs', found, rename=True)
+    return type('SuggestedLRs', (SuggestedLRs,), dict(finder=finder))(*(lr for lr,_ in found.values()))
