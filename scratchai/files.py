@@ -9,7 +9,6 @@ __all__ = ['get_image_files', 'open_image', 'parent_label', 'RegexLabeller', 'Fo
 # %% ../nbs/01_files.ipynb #54badf6e
 import io,os,re
 from contextlib import suppress
-from numbers import Integral
 
 import numpy as np,torch
 from PIL import Image,ImageOps
@@ -30,7 +29,6 @@ def _pictures_in(path, recurse=True, above=()):
         if o.is_dir(): yield from _pictures_in(o.path, recurse, (*above,real)) if recurse else ()
         elif os.path.splitext(o.name)[1].lower() in _suffixes: yield o.path
 
-# %% ../nbs/01_files.ipynb #abc5c7f5
 def get_image_files(
     path, # A folder
     recurse:bool=True, # Look into the folders below it too?
@@ -57,14 +55,13 @@ def _to_rgb(im):
     im = im.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
 
-# %% ../nbs/01_files.ipynb #e7ae8be9
+# %% ../nbs/01_files.ipynb #5317b0e6
 _ways = dict(squish=Image.Image.resize, crop=ImageOps.fit, pad=ImageOps.pad)
 
-# %% ../nbs/01_files.ipynb #5317b0e6
 def _hw(size):
     "`size` as height and width"
     hw = tuple(size) if hasattr(size, '__len__') else (size,size)
-    if len(hw)==2 and all(isinstance(o, Integral) and o>0 for o in hw): return int(hw[0]),int(hw[1])
+    if len(hw)==2 and all(isinstance(o, (int,np.integer)) and o>0 for o in hw): return int(hw[0]),int(hw[1])
     raise ValueError(f'`size` is a whole number of pixels, or height and width, not {size!r}.')
 
 def open_image(
@@ -86,16 +83,14 @@ def open_image(
     return _ways[method](res, hw[::-1], resample) if hw else res
 
 # %% ../nbs/01_files.ipynb #3b274484
-def parent_label(
-    o, # Path of a file
+def parent_label(o, # Path of a file
 )->str: # Name of the folder it is in
     "A file's label is the name of its folder"
     return os.path.basename(os.path.dirname(o))
 
 class RegexLabeller:
     "Label a file by the first group of a regular expression"
-    def __init__(self,
-        pat:str, # A pattern with one group, searched in the file's path with `/` between its parts
+    def __init__(self, pat:str, # A pattern with one group, searched in the file's path with `/` between its parts
     ): self.pat = re.compile(pat)
     def __call__(self, o):
         res = self.pat.search(Path(o).as_posix())
@@ -105,8 +100,7 @@ class RegexLabeller:
 # %% ../nbs/01_files.ipynb #c4bdcdeb
 class FolderLabeller:
     "Label a file by the folder directly below `path` that it is in, however deep"
-    def __init__(self,
-        path, # The folder that holds the class folders
+    def __init__(self, path, # The folder that holds the class folders
     ): self.path = Path(path)
     def __call__(self, o):
         parts = Path(o).relative_to(self.path).parts
@@ -142,8 +136,7 @@ class RandomSplitter:
 # %% ../nbs/01_files.ipynb #e1f801b0
 class PackedPaths:
     "Paths as one `bytes` and one array, which worker processes share instead of copying"
-    def __init__(self,
-        items, # Paths
+    def __init__(self, items, # Paths
     ):
         bs = [os.fsencode(o) for o in items]
         self.data,self.ends = b''.join(bs),np.cumsum([0]+[len(o) for o in bs])
@@ -157,9 +150,7 @@ class PackedPaths:
         return os.fsdecode(self.data[self.ends[i]:self.ends[i+1]])
     def __repr__(self): return f'{len(self)} paths: {self[:3]}'
 
-# %% ../nbs/01_files.ipynb #62f89cd9
-def printable(
-    o, # A name, or anything else
+def printable(o, # A name, or anything else
 )->str: # With `�` for each byte that is not UTF-8
     "`o` as text that can be printed and drawn"
     return str(o).encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
@@ -191,8 +182,7 @@ class Dataset:
         if i is not None: raise ValueError(f'The class {labels[i]!r} of {self.fns.name(i)} is not among the classes to '
             f'learn: {self.vocab}.')
         self.y = np.array([self.v2i[o] for o in labels], dtype=np.int64)
-    @property
-    def random(self): return self.tfm is not None
+    random = property(lambda self: self.tfm is not None)
     def __len__(self): return len(self.y)
     def __getitem__(self, i):
         x = self.decode(i)
