@@ -81,7 +81,7 @@ def summary(self:Learner):
     def _add(name, shape, ps):
         n,trained = [sum(p.numel() for p in ps if p.requires_grad or every) for every in (True,False)]
         rows.append((name, str(shape), f'{n:,}', f'{trained:,}'))
-    def _hook(m, i, o): _add(type(m).__name__, tuple(o.shape) if hasattr(o, 'shape') else type(o).__name__, list(m.parameters()))
+    def _hook(m, i, o): _add(type(m).__name__, tuple(getattr(o, 'shape', (type(o).__name__,))), list(m.parameters()))
     with no_random(None): b = dl.one_batch() if hasattr(dl, 'one_batch') else first(dl)
     if b is None: raise ValueError('The training set has no batches, and without one `summary` cannot tell the shapes.')
     b = to_device(b if is_listy(b) else (b,), getattr(first(model.parameters()), 'device', 'cpu'))
@@ -123,7 +123,8 @@ class HookCallback(Callback):
     def before_fit(self): self.layers = L(ifnone(self.modules, leaf_modules(self.model, not self.include_paramless)))
     def before_batch(self):
         self.live = self.train_iter%(self.every or 1)==0
-        if self.live: self.hooks = Hooks(self.layers, self.hook, is_forward=self.is_forward, detach=self.detach, cpu=self.cpu)
+        kwargs = dict(is_forward=self.is_forward, detach=self.detach, cpu=self.cpu)
+        if self.live: self.hooks = Hooks(self.layers, self.hook, **kwargs)
     def after_batch(self): self.remove()
     def cleanup_fit(self): self.remove()
     def remove(self):
@@ -181,7 +182,7 @@ def color_dim(self:ActivationStats,
 ): # The axes
     "Draw the histograms of a layer, one column a batch"
     hist,ax = self.hist(idx),ax or plt.subplots(figsize=figsize)[1]
-    ax.imshow(hist, origin='lower', aspect='auto', extent=(0, len(self.stats)*(self.every or 1), 0, self.top))
+    ax.imshow(hist.numpy(), origin='lower', aspect='auto', extent=(0, len(self.stats)*(self.every or 1), 0, self.top))
     ax.set(xlabel='batch', ylabel='|output|', title=f'{idx}: {type(self.layers[idx]).__name__}')
     return ax
 
@@ -236,8 +237,9 @@ class TraceCallback(Callback):
     ): # The axes
         "Draw the timeline"
         ax = ax or plt.subplots(figsize=(8,2.4))[1]
-        for i,p in enumerate(self.phases): ax.broken_barh([o[2:] for o in self.spans if o[0]==p], (i-0.4,0.8), color=f'C{i}', lw=0)
+        for i,p in enumerate(self.phases):
+            ax.broken_barh([o[2:] for o in self.spans if o[0]==p], (i-0.4,0.8), color=f'C{i}', lw=0)
         valid = [(t,t+d) for _,training,t,d in self.spans if not training]
         if valid: ax.axvspan(valid[0][0], valid[-1][1], color='0.93', zorder=0)
-        ax.set(yticks=range(len(self.phases)), yticklabels=self.phases, ylim=(len(self.phases)-0.5,-0.5), xlabel='seconds', xlim=span)
+        ax.set(yticks=range(5), yticklabels=self.phases, ylim=(4.5,-0.5), xlabel='seconds', xlim=span)
         return ax

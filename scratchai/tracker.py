@@ -6,8 +6,9 @@
 __all__ = ['TerminateOnNaNCallback', 'TrackerCallback', 'PatientCallback', 'EarlyStoppingCallback', 'SaveModelCallback',
            'ReduceLROnPlateau', 'CSVLogger', 'ShowGraphCallback', 'TensorBoardCallback', 'PeakMemory']
 
-# %% ../nbs/20_tracker.ipynb #9fcabc33
+# %% ../nbs/20_tracker.ipynb #1df0f8c0
 import csv,json,math,operator,os,pickle,re,warnings
+from copy import deepcopy
 
 import matplotlib.pyplot as plt,torch
 from safetensors import SafetensorError,safe_open
@@ -27,7 +28,7 @@ class TerminateOnNaNCallback(Callback):
     order,run_valid = -9,False
     def after_loss(self):
         if self.loss is None or self.loss.isfinite().all(): return
-        _say(self, f'Epoch {self.epoch}, batch {self.iter}: the loss is {self.loss.mean().item()}; training stops before the step.')
+        _say(self, f'Epoch {self.epoch}, batch {self.iter}: the loss is {self.loss.mean():.4g}, so training stops.')
         raise CancelFitException
 
 # %% ../nbs/20_tracker.ipynb #9365a220
@@ -52,8 +53,8 @@ class TrackerCallback(_Fits):
         store_attr()
         self.worst = math.inf if comp(0,1) else -math.inf
     def before_fit(self):
-        have = [o for o in getattr(self.learn, 'recorder', NS(metric_names=[])).metric_names if o not in ('epoch','time')]
-        if self.monitor not in have: raise ValueError(f'`{self}` cannot monitor {self.monitor!r}; the `Recorder` has: {", ".join(have)}.')
+        have = [o for o in self.recorder.metric_names if o not in ('epoch','time')]
+        if self.monitor not in have: raise ValueError(f'There is no {self.monitor!r} to watch, only {", ".join(have)}.')
         if self.reset_on_fit or self.best is None: self.best = self.worst
     def after_epoch(self):
         v = self.history[-1][self.monitor]
@@ -82,14 +83,11 @@ class EarlyStoppingCallback(PatientCallback):
     "Stop when the number has not improved for `patience` epochs"
     order = TrackerCallback.order+3
     def lose_patience(self):
-        _say(self, f'No better {self.monitor} than {self.best:.6g} for {self.wait} epoch(s): stopping after epoch {self.epoch}.')
+        _say(self, f'Epoch {self.epoch}: no {self.monitor} better than {self.best:.6g} in {self.wait} epochs: end.')
         raise CancelFitException
 
 # %% ../nbs/20_tracker.ipynb #3875ddd8
-def _kind(opt):
-    nums = [k for k,v in opt.hypers[0].items() if isinstance(v, (int,float)) and not isinstance(v, bool)]
-    return f"{type(getattr(opt, 'opt', opt)).__name__} with {', '.join(sorted(nums))}"
-
+def _kind(opt): return type(getattr(opt, 'opt', opt)).__name__
 def _file(learn, name):
     file = learn.path/learn.model_dir/name
     return file if file.suffix in ('.pth','.safetensors') else file.with_name(f'{file.name}.safetensors')
@@ -101,13 +99,15 @@ def save(self:Learner,
 )->Path: # The file
     "Save the model's weights and the optimizer's state, whole or not at all"
     file,weights = _file(self, file),self.model.state_dict()
-    opt = dict(self.opt.state_dict(), kind=_kind(self.opt)) if with_opt and self.opt else {}
-    if file.suffix=='.pth': return write_whole(file, partial(torch.save, dict(model=weights, opt=opt) if opt else weights))
+    opt = dict(self.opt.state_dict(), by=_kind(self.opt)) if with_opt and self.opt else {}
+    sd = dict(model=weights, opt=opt) if opt else weights
+    if file.suffix=='.pth': return write_whole(file, partial(torch.save, sd))
     state = opt.get('state', {})
-    tensors = {**weights, **{f'opt/{n}/{k}':v for n,s in state.items() for k,v in s.items() if isinstance(v, Tensor)}}
+    flat = {f'opt/{n}/{k}':v for n,s in state.items() for k,v in s.items() if isinstance(v, Tensor)}
     rest = {n: {k:v for k,v in s.items() if not isinstance(v, Tensor)} for n,s in state.items()}
-    tensors = {k:v.detach().cpu().contiguous().clone() for k,v in tensors.items()}
-    return write_whole(file, partial(save_file, tensors, metadata={'opt':json.dumps({**opt, 'state':rest}, default=float)} if opt else None))
+    tensors = {k:v.detach().cpu().contiguous().clone() for k,v in {**weights, **flat}.items()}
+    text = json.dumps({**opt, 'state':rest} if opt else {}, default=float)
+    return write_whole(file, partial(save_file, tensors, metadata=dict(opt=text)))
 
 # %% ../nbs/20_tracker.ipynb #8e8e4140
 def _read(file):
@@ -115,19 +115,15 @@ def _read(file):
     try:
         if file.suffix=='.pth':
             sd = torch.load(file, 'cpu', weights_only=True)
-            return (sd['model'],sd['opt']) if 'model' in sd else (sd,{})
-        with safe_open(file, 'pt') as f: tensors,opt = {k:f.get_tensor(k) for k in f.keys()},json.loads((f.metadata() or {}).get('opt', '{}'))
-    except (SafetensorError,RuntimeError,pickle.UnpicklingError,EOFError) as e: raise ValueError(f'{file} holds no weights, or is damaged: {e}.') from None
+            return (sd['model'], sd['opt'] if 'groups' in sd['opt'] else {}) if 'model' in sd else (sd,{})
+        with safe_open(file, 'pt') as f: tensors,text = {k:f.get_tensor(k) for k in f.keys()},f.metadata() or {}
+    except (SafetensorError,RuntimeError,pickle.UnpicklingError,EOFError) as e:
+        raise ValueError(f'{file} holds no weights, or is damaged: {e}.') from None
+    opt = json.loads(text.get('opt', '{}'))
     for o in [o for o in tensors if o.startswith('opt/')]:
         n,k = o[4:].rpartition('/')[::2]
         opt['state'][n][k] = tensors.pop(o)
     return tensors,opt
-
-def _misfit(own, weights, strict):
-    "What does not fit, in words"
-    bad = [f'`{k}` is {tuple(weights[k].shape)} there and {tuple(v.shape)} here' for k,v in own.items() if k in weights and weights[k].shape!=v.shape]
-    if strict: bad += [f'`{k}` is missing' for k in own if k not in weights] + [f'`{k}` is unknown here' for k in weights if k not in own]
-    return '; '.join(bad[:3]) + f'; and {len(bad)-3} more'*(len(bad)>3)
 
 @patch
 def load(self:Learner,
@@ -138,12 +134,13 @@ def load(self:Learner,
 ): # The learner
     "Load what `save` has written: all of it, or nothing if something does not fit"
     weights,opt = _read(file := _file(self, file))
-    if bad := _misfit(self.model.state_dict(), weights, strict): raise RuntimeError(f'Nothing was loaded, because {file} does not fit the model: {bad}.')
+    try: deepcopy(self.model).load_state_dict(weights, strict=strict)
+    except RuntimeError as e: raise RuntimeError(f'{file} does not fit the model. {e}') from None
+    if with_opt and not opt: raise ValueError(f'{file} has no state of an optimizer.')
     if device is not None: self.model.to(device)
-    if ifnone(with_opt, 'kind' in opt):
+    if opt and with_opt is not False:
         if self.opt is None: self.create_opt()
-        there,here = opt.get('kind', 'no optimizer'),_kind(self.opt)
-        if there!=here: raise ValueError(f'{file} has the state of {there}, and here is {here}: load `with_opt=False`.')
+        if opt.get('by', here := _kind(self.opt))!=here: raise ValueError(f'{file} is by {opt["by"]}, and here is {here}.')
         self.opt.load_state_dict(opt)
     self.model.load_state_dict(weights, strict=strict)
     return self
@@ -151,7 +148,7 @@ def load(self:Learner,
 # %% ../nbs/20_tracker.ipynb #21206c9f
 class SaveModelCallback(TrackerCallback):
     "Save the model when the number improves and load the best at the end, or save every few epochs"
-    order,last_saved_path,saved = TrackerCallback.order+1,None,False
+    order,last_saved_path = TrackerCallback.order+1,None
     def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., # As in `TrackerCallback`
         fname:str='model', # Name for `learn.save`; with `every_epoch`, the epoch is added
         every_epoch:int|bool=False, # Save after every so many epochs, whatever the number
@@ -159,22 +156,18 @@ class SaveModelCallback(TrackerCallback):
         with_opt:bool=False, # Save, and load, the optimizer's state too?
         reset_on_fit:bool=True, # Forget the best when a fit begins?
     ):
-        if every_epoch and at_end: raise ValueError('`SaveModelCallback` saves either `every_epoch` or `at_end`, not both.')
+        if every_epoch and at_end: raise ValueError('Save either `every_epoch` or `at_end`, not both.')
         super().__init__(monitor, comp, min_delta, reset_on_fit)
         store_attr('fname,every_epoch,at_end,with_opt')
-    def before_fit(self):
-        super().before_fit()
-        if self.reset_on_fit: self.saved = False
     def after_epoch(self):
         super().after_epoch()
-        if self.every_epoch: return self._save(f'_{self.epoch}') if self.epoch%self.every_epoch==0 else None
+        if self.every_epoch: return None if self.epoch%self.every_epoch else self._save(f'_{self.epoch}')
         if not self.new_best: return
         _say(self, f'Better model found at epoch {self.epoch}: {self.monitor} {self.best:.6g}.')
         self._save()
-        self.saved = True
     def after_fit(self):
         if self.at_end: self._save()
-        elif self.saved: self.learn.load(self.fname, with_opt=self.with_opt)
+        elif not self.every_epoch and self.best not in (None, self.worst): self.learn.load(self.fname, with_opt=self.with_opt)
     def _save(self, n=''):
         name = re.sub(r'(\.pth|\.safetensors|)$', rf'{n}\1', str(self.fname), count=1)
         self.last_saved_path = self.learn.save(name, with_opt=self.with_opt)
@@ -183,12 +176,12 @@ class SaveModelCallback(TrackerCallback):
 class ReduceLROnPlateau(PatientCallback):
     "Divide the learning rates by `factor` when the number has not improved for `patience` epochs"
     order,run_valid,new = TrackerCallback.order+2,False,None
-    def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., patience:int=1, # As in `PatientCallback`
+    def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., patience:int=1, # As above
         factor:float=10., # The rates are divided by this, which is more than 1
         min_lr:float=0., # But never below this
         reset_on_fit:bool=True, # Forget the best when a fit begins?
     ):
-        if factor<=1: raise ValueError(f'The rate is divided by `factor`, as in fastai, so it must be more than 1, not {factor}.')
+        if factor<=1: raise ValueError(f'The rate is divided by `factor`, so it must be more than 1, not {factor}.')
         super().__init__(monitor, comp, min_delta, patience, reset_on_fit)
         store_attr('factor,min_lr')
     def lose_patience(self):
@@ -198,8 +191,8 @@ class ReduceLROnPlateau(PatientCallback):
         if self.new: self.opt.set_hyper('lr', new)
     def before_step(self):
         new,self.new = self.new,None
-        if new and new!=[h['lr'] for h in self.opt.hypers]: warnings.warn(f'Something else sets the learning rate, so `{self}` cannot.')
-        elif new: _say(self, f'No better {self.monitor}: from epoch {self.epoch} on, the learning rate is {new[-1]:.3g}.')
+        if new and new!=[h['lr'] for h in self.opt.hypers]: warnings.warn(f'`{self}`: a schedule sets the rate.')
+        elif new: _say(self, f'Epoch {self.epoch}: {self.monitor} is no better, so the learning rate is {new[-1]:.3g}.')
     def cleanup_fit(self): self.new = None
 
 # %% ../nbs/20_tracker.ipynb #5b1ee072
@@ -215,7 +208,7 @@ class CSVLogger(_Fits):
         old = self.file.read_text('utf8') if self.append and self.file.exists() else ''
         if not old: return self._write(self.names, 'w')
         have = next(csv.reader(old.splitlines()))
-        if have!=self.names: raise ValueError(f'{self.file} has the columns {have}; {self.names} cannot be appended to it.')
+        if have!=self.names: raise ValueError(f'{self.file} has the columns {have}, and not {self.names}.')
         if old[-1]!='\n': self._write([])
     def _write(self, row, mode='a'):
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +222,8 @@ class CSVLogger(_Fits):
         def _num(o):
             try: return None if o=='' else int(o) if o.lstrip('-').isdigit() else float(o)
             except ValueError: return o
-        with self.file.open(newline='', encoding='utf8') as f: return L({k:_num(v) for k,v in r.items()} for r in csv.DictReader(f))
+        with self.file.open(newline='', encoding='utf8') as f: rows = L(csv.DictReader(f))
+        return rows.map(lambda o: {k:_num(v) for k,v in o.items()})
 
 # %% ../nbs/20_tracker.ipynb #23f28864
 class ShowGraphCallback(_Fits):
@@ -251,7 +245,7 @@ class ShowGraphCallback(_Fits):
 
 # %% ../nbs/20_tracker.ipynb #b0053430
 class TensorBoardCallback(_Fits):
-    "Write losses, hyper-parameters, metrics and, if asked, pictures with their predictions as TensorBoard's event files"
+    "Write losses, hyper-parameters, metrics and pictures with their predictions as TensorBoard's event files"
     order,writer,done,sent,seen = 55,None,0,0,None
     def __init__(self,
         log_dir:str|Path|None=None, # Folder of this run; `None`: `runs/<time>_<host>` in the current folder
@@ -261,12 +255,12 @@ class TensorBoardCallback(_Fits):
     ): store_attr()
     def before_fit(self):
         try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e: raise ImportError('`TensorBoardCallback` needs the package `tensorboard`: pip install tensorboard') from e
+        except ImportError as e: raise ImportError(f'`{self}` needs a package: pip install tensorboard') from e
         self.writer = SummaryWriter(self.log_dir)
         self.log_dir = self.writer.log_dir
     def after_pred(self):
         if self.training or not self.log_preds or self.iter: return
-        if self.x.ndim!=4 or self.pred.ndim!=2: raise ValueError('`log_preds` shows pictures and their classes, and these data have none.')
+        if (self.x.ndim, self.y.ndim, self.pred.ndim)!=(4,1,2): raise ValueError('`log_preds` is for pictures.')
         self.seen = [o[:self.n_preds] for o in (self.x,self.y,self.pred)]
     def after_batch(self):
         if self.training and self.train_iter%self.every==0: self._send({})
@@ -282,10 +276,10 @@ class TensorBoardCallback(_Fits):
         for k,v in {**hypers, **row}.items():
             if isinstance(v, (int,float)): self.writer.add_scalar(k, v, self.done+self.sent)
     def _draw(self, xb, yb, pred):
-        vocab,decode = getattr(self.dls, 'vocab', None),getattr(self.dls, 'decode_batch', noop)
-        def _text(i): return class_names.get(vocab[i], vocab[i]) if vocab else str(i)
-        titles = [f'{_text(t)}\n{_text(p)}' for t,p in zip(yb.tolist(), pred.argmax(-1).tolist())]
-        axs = show_images(to_cpu(decode(xb)).clamp(0, 1), nrows=round(len(xb)**0.5), titles=titles)
+        names = [class_names.get(o, str(o)) for o in getattr(self.dls, 'vocab', None) or range(pred.shape[1])]
+        titles = [f'{names[t]}\n{names[p]}' for t,p in zip(yb.tolist(), pred.argmax(-1).tolist())]
+        ims = to_cpu(getattr(self.dls, 'decode_batch', noop)(xb)).clamp(0, 1)
+        axs = show_images(ims, nrows=round(len(xb)**0.5), titles=titles)
         self.writer.add_figure('target / prediction', axs[0].figure, self.done+self.sent)
     def cleanup_fit(self):
         if self.writer: self.writer.close()

@@ -116,7 +116,7 @@ class BnFreeze(Callback):
 class ModelResetter(Callback):
     "Call the model's `reset` before training, before validation and at the end"
     def before_fit(self):
-        if not hasattr(self.model, 'reset'): raise AttributeError(f'A `{type(self.model).__name__}` has no `reset` to call.')
+        if not hasattr(self.model, 'reset'): raise AttributeError(f'`{type(self.model).__name__}` has no `reset`.')
     def before_train(self): self.model.reset()
     before_validate = after_fit = before_train
 
@@ -136,11 +136,11 @@ class RNNRegularizer(Callback):
         beta:float=0., # Weight of TAR, on the outputs before dropout `(bs, seq, nh)`
     ): store_attr()
     def before_fit(self):
-        if not hasattr(self.learn, 'rnn'): raise AttributeError('`RNNRegularizer` needs `RNNCallback` beside it: `rnn_cbs` has both.')
+        if not hasattr(self.learn, 'rnn'): raise AttributeError('`RNNRegularizer` needs `RNNCallback`: use `rnn_cbs`.')
     def after_loss(self):
         h,out = self.rnn.raw_out.float(),self.rnn.out.float()
-        if self.alpha: self.learn.loss_grad = self.loss_grad + self.alpha*out.pow(2).mean()
-        if self.beta and h.shape[1]>1: self.learn.loss_grad = self.loss_grad + self.beta*(h[:,1:]-h[:,:-1]).pow(2).mean()
+        ar,tar = out.pow(2).mean(),h.diff(dim=1).pow(2).sum()/max(1, h[:,1:].numel())
+        self.learn.loss_grad = self.loss_grad + self.alpha*ar + self.beta*tar
 
 # %% ../nbs/21_training.ipynb #fbb7b697
 def rnn_cbs(
