@@ -186,12 +186,12 @@ def fit_sgdr(self:Learner,
         raise ValueError(f'SGDR has at least one cycle, and a whole number of epochs in all: not {lens}.')
     self.fit(int(sum(lens)), lr_max, wd, L(SGDR(lens))+L(cbs), reset_opt, start_epoch)
 
-# %% ../nbs/10_schedule.ipynb #32af0361
+# %% ../nbs/10_schedule.ipynb #5b991df6
 @patch
 def twin(self:Learner):
     "A copy of model, optimizer, callbacks, metrics and loaders, over the same data"
     dls = [getattr(self.dls, o, None) for o in ('train','valid')]
-    memo = {id(o):o for dl in dls for o in [dl if is_listy(dl) else getattr(dl, 'dataset', None)]}
+    memo = {id(o):o for dl in dls for o in [dl if isinstance(dl, (list,tuple,L)) else getattr(dl, 'dataset', None)]}
     res = memo[id(self)] = copy(self)
     parts = [*((f'callback `{o}`', o) for o in self.cbs), *((f'attribute `{k}`', o) for k,o in vars(self).items())]
     for what,o in parts:
@@ -285,7 +285,7 @@ class LRFinder(ParamScheduler):
         if marks: ax.legend()
         return ax
 
-# %% ../nbs/10_schedule.ipynb #2556121a
+# %% ../nbs/10_schedule.ipynb #a92f90ad
 @patch
 def lr_find(self:Learner,
     start_lr=1e-7, end_lr=10, # First and last rate: a number, a list with one a group, or a `slice`
@@ -301,6 +301,7 @@ def lr_find(self:Learner,
         with self.removed_cbs(skip): twin = self.twin()
         twin.logger,twin.bars = noop,False
         twin.fit(-(-num_it//max(len(twin.dls.train), 1)), cbs=finder)
+    twin.remove_cbs(list(twin.cbs)) # nothing refers to it now, and its memory is free
     found = finder.suggest(*tuplify(suggest_funcs))
     if show_plot: finder.plot(found)
     SuggestedLRs = namedtuple('SuggestedLRs', found, rename=True)
