@@ -55,9 +55,8 @@ def xavier_uniform_(t:Tensor, gain:float=1.)->Tensor: # `t`
 def _check_width(m, x, axis, n, what):
     "Is axis `axis` of `x` as long as module `m` needs?"
     if -x.ndim<=axis<x.ndim and x.shape[axis]==n: return
-    last = axis==-3 and x.ndim==4 and x.shape[-1]==n
-    raise ValueError(f'{m} takes {n} {what} in axis {axis} of its input, which has the shape {tuple(x.shape)}.'
-        + ' Channels come before height and width: `x.permute(0,3,1,2)`.'*last)
+    hint = ' Channels come before height and width: `x.permute(0,3,1,2)`.'*(axis==-3 and x.ndim==4 and x.shape[-1]==n)
+    raise ValueError(f'{m} takes {n} {what} in axis {axis} of its input, which has the shape {tuple(x.shape)}.{hint}')
 
 class Linear(Module):
     "`x @ weight.T + bias`"
@@ -103,8 +102,8 @@ class Conv2d(Module):
     def extra_repr(self):
         nf,ni,*ks = self.weight.shape
         opts = dict(stride=self.stride, groups=self.groups, dilation=self.dilation, bias=self.bias is not None)
-        changed = [f'{k}={v}' for k,v in opts.items() if v!=1] # `True` is 1
-        return ', '.join([f'{ni*self.groups}, {nf}, ks={ks[0] if ks[0]==ks[1] else tuple(ks)}', *changed])
+        changed = ''.join(f', {k}={v}' for k,v in opts.items() if v!=1) # `True` is 1
+        return f'{ni*self.groups}, {nf}, ks={ks[0] if ks[0]==ks[1] else tuple(ks)}{changed}'
 
 # %% ../nbs/05_layers.ipynb #9ed6ceff
 class _Pool(Module):

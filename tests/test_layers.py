@@ -1,5 +1,5 @@
 "Chapter 05: layers against PyTorch's over a grid of arguments, errors in words, initialisation"
-import itertools
+import itertools,math
 
 import pytest,torch,torch.nn as nn,torch.nn.functional as F
 
@@ -56,6 +56,16 @@ def test_init_draws_as_torch(name, kw):
     def drawn(mod):
         with no_random(0): return getattr(mod, name)(torch.empty(6,4,3,3), **kw)
     assert drawn(layers).equal(drawn(nn.init))
+
+def test_fifty_layers():
+    def size(std, act=lambda x: x):
+        x = torch.randn(64, 256)
+        for _ in range(50): x = act(x@(torch.randn(256, 256)*std))
+        return x.std().item()
+    with no_random():
+        assert not math.isfinite(size(1)) and size(.01)<1e-30 and .2<size(1/16)<5
+        assert size(1/16, torch.relu)<1e-6 and .2<size((2/256)**.5, torch.relu)<5
+        assert .4<size(.01, lambda x: BatchNorm(256)(x).relu().detach())<.8
 
 def test_init_keeps_the_size():
     w,x = torch.empty(400, 800),torch.randn(500, 800)
