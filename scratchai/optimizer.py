@@ -6,9 +6,10 @@
 __all__ = ['sgd_step', 'weight_decay', 'debias', 'average_grad', 'momentum_step', 'l2_reg', 'SGD', 'average_sqr_grad',
            'rms_prop_step', 'RMSProp', 'step_stat', 'adam_step', 'Adam', 'Tensors', 'multi', 'Optimizer']
 
-# %% ../nbs/07_optimizer.ipynb #980a35ab
+# %% ../nbs/07_optimizer.ipynb #425c4f2e
 import inspect,itertools,math,warnings
 from collections import Counter,defaultdict
+from copy import deepcopy
 from numbers import Real
 import torch
 from torch import Tensor
@@ -33,13 +34,9 @@ def _defaults(cb):
     fixed = getattr(cb, 'keywords', {})
     return {k:fixed.get(k, v) for k,v in _attr(cb, 'defaults', {}).items()}
 
-# %% ../nbs/07_optimizer.ipynb #6584fa18
-def debias(
-    mom:float, # The average keeps this share of itself at every step, β
-    damp:float, # And takes this share of the new value: 1-β if dampened, 1 if not
-    step:int, # How many values it has seen
-)->float: # The sum of their weights
-    "What a moving average that started at zero must be divided by"
+# %% ../nbs/07_optimizer.ipynb #9e4c16ce
+def debias(mom:float, damp:float, step:int)->float:
+    "The sum of the weights in a moving average that started at zero, and in each `step` keeps `mom` and takes `damp`"
     return damp * (1-mom**step) / (1-mom)
 
 # %% ../nbs/07_optimizer.ipynb #a637e281
@@ -60,15 +57,14 @@ def l2_reg(p, wd, do_wd=True, **kwargs):
     if do_wd and wd: p.grad.add_(p, alpha=wd)
 l2_reg.defaults = dict(wd=0.)
 
-# %% ../nbs/07_optimizer.ipynb #fe4ccc14
+# %% ../nbs/07_optimizer.ipynb #5e04779a
 def _decay(decouple_wd): return weight_decay if decouple_wd else l2_reg
 
 def SGD(
     params, # Parameters, or a list of lists of them
     lr:float|slice, # Learning rate
     mom:float=0., # Share of itself that the velocity keeps, β
-    wd:float=0., # Weight decay
-    decouple_wd:bool=True, # Decay apart from the gradient, or L2 regularisation?
+    wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
     dampening:float=0., # A later gradient adds `1-dampening` of itself to the velocity
     nesterov:bool=False, # Nesterov's momentum?
 )->'Optimizer':
@@ -89,15 +85,14 @@ def rms_prop_step(p, lr, sqr_avg, eps, grad_avg=None, **kwargs):
     p.addcdiv_(p.grad if grad_avg is None else grad_avg, sqr_avg.sqrt().add_(eps), value=-lr)
 rms_prop_step.defaults = dict(eps=1e-8)
 
-# %% ../nbs/07_optimizer.ipynb #5124eb8e
+# %% ../nbs/07_optimizer.ipynb #00b75b74
 def RMSProp(
     params, # Parameters, or a list of lists of them
     lr:float|slice, # Learning rate
     mom:float=0., # Share of itself that an average of gradients keeps; 0: no such average
     sqr_mom:float=0.99, # The same for the average of squares
     eps:float=1e-8, # Added to the root mean square
-    wd:float=0., # Weight decay
-    decouple_wd:bool=True, # Decay apart from the gradient, or L2 regularisation?
+    wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
 )->'Optimizer':
     "RMSProp (Hinton, 2012), with momentum if `mom` is not 0"
     cbs = [_decay(decouple_wd)] + [average_grad]*bool(mom) + [average_sqr_grad, rms_prop_step]
@@ -114,17 +109,15 @@ def adam_step(p, lr, mom, sqr_mom, step, grad_avg, sqr_avg, eps, **kwargs):
     p.addcdiv_(grad_avg, sqr_avg.sqrt().add_(eps*root), value=-lr*root/debias(mom, 1-mom, step))
 adam_step.defaults = dict(eps=1e-5)
 
-# %% ../nbs/07_optimizer.ipynb #34d7d268
+# %% ../nbs/07_optimizer.ipynb #93b819ee
 _adam_averages = [step_stat, partial(average_grad, dampening=True), average_sqr_grad]
 
 def Adam(
     params, # Parameters, or a list of lists of them
     lr:float|slice, # Learning rate
-    mom:float=0.9, # Share of itself that the average of gradients keeps, β₁
-    sqr_mom:float=0.99, # The same for the average of squares, β₂
+    mom:float=0.9, sqr_mom:float=0.99, # Shares of themselves that the averages keep, β₁ and β₂
     eps:float=1e-5, # Added to the root mean square
-    wd:float=0.01, # Weight decay
-    decouple_wd:bool=True, # Decay apart from the gradient (AdamW), or L2 regularisation?
+    wd:float=0.01, decouple_wd:bool=True, # Weight decay; apart from the gradient (AdamW), or as L2 regularisation?
 )->'Optimizer':
     "Adam (https://arxiv.org/abs/1412.6980), by default AdamW (https://arxiv.org/abs/1711.05101)"
     cbs = [_decay(decouple_wd), *_adam_averages, adam_step]
@@ -221,15 +214,14 @@ def _to_groups(params):
             seen[p] = i
     return L(map(L, groups))
 
-# %% ../nbs/07_optimizer.ipynb #2d43274d
+# %% ../nbs/07_optimizer.ipynb #db5d817d
 def _fits(p, v): return not isinstance(v, Tensor) or not v.dim() or v.shape==p.shape
 
 def _suited(p, k, v):
-    if not isinstance(v, Tensor): return v
-    if v.shape!=p.shape or k=='step': return v.clone()
+    if not isinstance(v, Tensor) or v.shape!=p.shape or k=='step': return deepcopy(v)
     return v.to(p.device, p.dtype if v.is_floating_point() else v.dtype, copy=True)
 
-# %% ../nbs/07_optimizer.ipynb #1be14e8d
+# %% ../nbs/07_optimizer.ipynb #b6d52d4d
 class _BaseOptimizer:
     "What every optimizer can do: groups, hyper-parameters, freezing, and state by name"
     def all_params(self, n=slice(None), with_grad=False):
@@ -244,9 +236,7 @@ class _BaseOptimizer:
         for i,o in enumerate(_per_group(k, v, len(self.param_lists))): self._put(i, k, o)
     def zero_grad(self, set_to_none:bool=True):
         "Remove the gradients of all parameters, or fill them with zeros"
-        for p in self.param_lists.concat():
-            if set_to_none or p.grad is None: p.grad = None
-            else: p.grad.detach_().zero_()
+        for p in self.param_lists.concat(): p.grad = None if set_to_none or p.grad is None else p.grad.detach_().zero_()
     def set_freeze(self, n, rg:bool, ignore_force_train=False):
         "Let the parameters of groups `n` train, or freeze them; those marked `force_train` go on, unless that is ignored"
         for p,_,state,_ in self.all_params(n):

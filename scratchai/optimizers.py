@@ -29,15 +29,13 @@ def momentum_warmup(p, mom, momentum_decay, step, mu_prod=1., **kwargs):
     mu,mu_next = [mom*(1-0.5*0.96**(t*momentum_decay)) for t in (step,step+1)]
     return dict(mu=mu, mu_next=mu_next, mu_prod=mu_prod*mu)
 
-# %% ../nbs/34_optimizers.ipynb #aecdb2a3
+# %% ../nbs/34_optimizers.ipynb #e315bd45
 def NAdam(
     params, # Parameters, or a list of lists of them
     lr:float|slice, # Learning rate
-    mom:float=0.9, # Share of itself that the average of gradients keeps, β₁
-    sqr_mom:float=0.99, # The same for the average of squares, β₂
+    mom:float=0.9, sqr_mom:float=0.99, # Shares of themselves that the averages keep, β₁ and β₂
     eps:float=1e-5, # Added to the root mean square
-    wd:float=0., # Weight decay
-    decouple_wd:bool=True, # Decay apart from the gradient, or L2 regularisation?
+    wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
     momentum_decay:float|None=None, # Warm the momentum up, as PyTorch does with 4e-3?
 )->Optimizer:
     "NAdam (Dozat, 2016)"
@@ -62,12 +60,11 @@ def radam_step(p, lr, mom, sqr_mom, step, grad_avg, sqr_avg, eps, beta=0., **kwa
     else: p.addcdiv_(grad_avg, denom, value=-lr*v/d1)
 radam_step.defaults = dict(eps=1e-5)
 
-# %% ../nbs/34_optimizers.ipynb #82f39738
+# %% ../nbs/34_optimizers.ipynb #56f49c51
 def RAdam(
     params, # Parameters, or a list of lists of them
     lr:float|slice, # Learning rate
-    mom:float=0.9, # Share of itself that the average of gradients keeps, β₁
-    sqr_mom:float=0.99, # The same for the average of squares, β₂
+    mom:float=0.9, sqr_mom:float=0.99, # Shares of themselves that the averages keep, β₁ and β₂
     eps:float=1e-5, # Added to the root mean square
     wd:float=0., # Weight decay
     beta:float=0., # Not 0: a softplus of this sharpness on the denominator (SAdam)
@@ -95,17 +92,14 @@ def lamb_step(p, lr, mom, sqr_mom, step, grad_avg, sqr_avg, eps, **kwargs):
     p.sub_(upd * (torch.where(r1*r2>0., (r1/r2).clamp(max=10.), 1.) * lr))
 lamb_step.defaults = dict(eps=1e-5)
 
-# %% ../nbs/34_optimizers.ipynb #a59d517f
+# %% ../nbs/34_optimizers.ipynb #6ec8d382
 def QHAdam(
     params, # Parameters, or a list of lists of them
     lr:float|slice, # Learning rate
-    mom:float=0.999, # Share of itself that the average of gradients keeps, β₁
-    sqr_mom:float=0.999, # The same for the average of squares, β₂
-    nu_1:float=0.7, # Share of the average in the numerator; the newest gradient has the rest
-    nu_2:float=1.0, # The same for the squares in the denominator
+    mom:float=0.999, sqr_mom:float=0.999, # Shares of themselves that the averages keep, β₁ and β₂
+    nu_1:float=0.7, nu_2:float=1.0, # Shares of the averages in numerator and denominator; the newest gradient has the rest
     eps:float=1e-8, # Added to the root mean square
-    wd:float=0., # Weight decay
-    decouple_wd:bool=True, # Decay apart from the gradient, or L2 regularisation?
+    wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
 )->Optimizer:
     "QHAdam (https://arxiv.org/abs/1810.06801)"
     cbs = [_decay(decouple_wd), *_adam_averages, qhadam_step]
@@ -114,11 +108,9 @@ def QHAdam(
 def Lamb(
     params, # Parameters, or a list of lists of them
     lr:float|slice, # Learning rate
-    mom:float=0.9, # Share of itself that the average of gradients keeps, β₁
-    sqr_mom:float=0.99, # The same for the average of squares, β₂
+    mom:float=0.9, sqr_mom:float=0.99, # Shares of themselves that the averages keep, β₁ and β₂
     eps:float=1e-5, # Added to the root mean square
-    wd:float=0., # Weight decay
-    decouple_wd:bool=True, # Decay apart from the gradient, or L2 regularisation?
+    wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
 )->Optimizer:
     "LAMB (https://arxiv.org/abs/1904.00962)"
     return Optimizer(params, [_decay(decouple_wd), *_adam_averages, lamb_step], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
