@@ -184,7 +184,7 @@ class _Epochs:
     def state_dict(self)->dict: return dict(seed=self.seed, epoch=self.epoch, position=self.position)
     def load_state_dict(self, state:dict): vars(self).update(state, _run=None)
 
-# %% ../nbs/02_loader.ipynb #3df64f72
+# %% ../nbs/02_loader.ipynb #156e7b56
 class DataLoader(_Epochs):
     "Batches of a data set, made by workers"
     def __init__(self,
@@ -230,7 +230,9 @@ class DataLoader(_Epochs):
         known,ds = (self.ds,self.collate_fn,self.skip_bad,self.n_workers,self.context or _fork or 'spawn'),self.ds
         seed = (self.seed,self.epoch) if getattr(ds, 'random', True) else None
         todo = ((o.tolist(),seed) for o in self.order(self.epoch).split(self.bs)[start:len(self)])
-        if not by_workers: return starmap(no_random(None)(_Maker(*known[:3]).batch), todo)
+        if not by_workers:
+            with suppress(Exception): ds = copy.copy(ds) if self._by_workers() else ds # a look opens no file that workers inherit
+            return starmap(no_random(None)(_Maker(ds, *known[1:3]).batch), todo)
         now = *known,*getattr(ds, '__dict__', {}).values()
         if not (self._workers and self._workers.know(now)): self._workers = _Workers(now)
         pin = ifnone(self.pin_memory, torch.device(self.device or 'cpu').type=='cuda') and torch.cuda.is_available()

@@ -14,6 +14,7 @@ from scratchai.loader import DataLoader,ItemError,LoaderError,ProcessPoolExecuto
 
 linux = pytest.mark.skipif(sys.platform!='linux', reason='looks into /proc')
 contexts = [o for o in ('fork','forkserver','spawn') if o in mp.get_all_start_methods()]
+pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning') # from Python 3.12 on
 Pair = namedtuple('Pair', 'x y')
 
 class Numbers:
@@ -195,6 +196,23 @@ def test_in_memory_needs_no_workers():
     ds = Who(8)
     ds.in_memory = True
     assert {int(o) for _,y in DataLoader(ds, 4, n_workers=2) for o in y}=={os.getpid()}
+
+class Late:
+    "A file of 4-byte numbers, opened when the first is asked for"
+    def __init__(self, fn): self.fn,self.f = fn,None
+    def __len__(self): return 400
+    def __getitem__(self, i):
+        if self.f is None: self.f = open(self.fn, 'rb', buffering=0)
+        self.f.seek(4*i)
+        time.sleep(.0002)
+        return torch.tensor(np.frombuffer(self.f.read(4), np.int32).copy())
+
+def test_a_look_opens_no_file_that_workers_inherit(tmp_path):
+    (tmp_path/'numbers').write_bytes(np.arange(400, dtype=np.int32).tobytes())
+    late = Late(tmp_path/'numbers')
+    with DataLoader(late, 8, n_workers=2) as dl: assert torch.equal(torch.cat([dl.one_batch(), *dl])[8:,0], torch.arange(400))
+    assert late.f is None
+    assert torch.equal(torch.cat(list(DataLoader(late, 8, n_workers=0)))[:,0], torch.arange(400))
 
 # order and place
 
@@ -380,7 +398,7 @@ def test_bad_files(tmp_path):
         with DataLoader(ds, 4, n_workers=n, skip_bad=True) as dl:
             for _ in range(2):
                 with pytest.warns(UserWarning, match='4 of 12 items.*03.jpg') as w: assert sum(len(y) for _,y in dl)==8
-                assert len(w)==1 and w[0].filename==__file__ and [e.index for e in dl.bad]==[3,5,6,7]
+                assert w.pop(UserWarning).filename==__file__ and [e.index for e in dl.bad]==[3,5,6,7]
     assert [Path(p).name for p,_ in verify_images(fns, n_workers=2, progress=False)]==['03.jpg','05.jpg','06.jpg','07.jpg']
     first_bad = DataLoader(Dataset([fns[5],fns[0]], labels=[0]*2), bs=1, n_workers=0, skip_bad=True)
     says(first_bad.one_batch, '05.jpg', err=ItemError)
