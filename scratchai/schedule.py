@@ -135,7 +135,7 @@ def fit_one_cycle(self:Learner,
     cycle = OneCycle(None, div, div_final, pct_start, ifnone(moms, self.moms))
     self.fit(n_epoch, lr_max, wd, L(cycle)+L(cbs), reset_opt, start_epoch)
 
-# %% ../nbs/10_schedule.ipynb #b0a8a29c
+# %% ../nbs/10_schedule.ipynb #30b0f364
 @patch
 def plot_sched(self:Recorder,
     keys=None, # Names to draw; `None`: all that were scheduled
@@ -144,7 +144,7 @@ def plot_sched(self:Recorder,
     "Draw the hyper-parameters of the last training: a panel for each, a line for each group"
     hps = self.hps or dict(lr=self.group_lrs)
     keys = list(hps) if keys is None else L(keys)
-    axs = plt.subplots(1, len(keys), figsize=figsize or (3.8*len(keys),2.6), squeeze=False)[1][0]
+    axs = plt.subplots(1, len(keys), figsize=figsize or (3.8*len(keys),2.6), squeeze=False, layout='constrained')[1][0]
     for k,ax in zip(keys, axs):
         lines = ax.plot(hps[k])
         ax.set(xlabel='batch', ylabel=k)
@@ -185,21 +185,6 @@ def fit_sgdr(self:Learner,
     if min(lens, default=0)<=0 or sum(lens)%1:
         raise ValueError(f'SGDR has at least one cycle, and a whole number of epochs in all: not {lens}.')
     self.fit(int(sum(lens)), lr_max, wd, L(SGDR(lens))+L(cbs), reset_opt, start_epoch)
-
-# %% ../nbs/10_schedule.ipynb #5b991df6
-@patch
-def twin(self:Learner):
-    "A copy of model, optimizer, callbacks, metrics and loaders, over the same data"
-    dls = [getattr(self.dls, o, None) for o in ('train','valid')]
-    memo = {id(o):o for dl in dls for o in [dl if isinstance(dl, (list,tuple,L)) else getattr(dl, 'dataset', None)]}
-    res = memo[id(self)] = copy(self)
-    parts = [*((f'callback `{o}`', o) for o in self.cbs), *((f'attribute `{k}`', o) for k,o in vars(self).items())]
-    for what,o in parts:
-        try: deepcopy(o, memo)
-        except Exception as e: raise TypeError(f'A twin is a copy, and the {what} of the learner cannot be copied: {e}.'
-            ' Give its class a `__deepcopy__`; `lr_find` leaves out a callback with `run_lr_find = False`.') from e
-    res.__dict__.update(deepcopy(vars(self), memo))
-    return res
 
 # %% ../nbs/10_schedule.ipynb #e5571a14
 def _at(lrs, losses, i, div=1): return lrs[i].item()/div,(lrs[i].item(),losses[i].item())
@@ -285,7 +270,22 @@ class LRFinder(ParamScheduler):
         if marks: ax.legend()
         return ax
 
-# %% ../nbs/10_schedule.ipynb #a92f90ad
+# %% ../nbs/10_schedule.ipynb #5b991df6
+@patch
+def twin(self:Learner):
+    "A copy of model, optimizer, callbacks, metrics and loaders, over the same data"
+    dls = [getattr(self.dls, o, None) for o in ('train','valid')]
+    memo = {id(o):o for dl in dls for o in [dl if isinstance(dl, (list,tuple,L)) else getattr(dl, 'dataset', None)]}
+    res = memo[id(self)] = copy(self)
+    parts = [*((f'callback `{o}`', o) for o in self.cbs), *((f'attribute `{k}`', o) for k,o in vars(self).items())]
+    for what,o in parts:
+        try: deepcopy(o, memo)
+        except Exception as e: raise TypeError(f'A twin is a copy, and the {what} of the learner cannot be copied: {e}.'
+            ' Give its class a `__deepcopy__`; `lr_find` leaves out a callback with `run_lr_find = False`.') from e
+    res.__dict__.update(deepcopy(vars(self), memo))
+    return res
+
+# %% ../nbs/10_schedule.ipynb #8c603cb2
 @patch
 def lr_find(self:Learner,
     start_lr=1e-7, end_lr=10, # First and last rate: a number, a list with one a group, or a `slice`
@@ -297,6 +297,7 @@ def lr_find(self:Learner,
     "Train a copy with growing rates (Smith 2015, https://arxiv.org/abs/1506.01186), and suggest one"
     skip = [o for o in self.cbs if not getattr(type(o), 'run_lr_find', True)]
     finder = LRFinder(start_lr, end_lr, num_it, stop_div)
+    if torch.cuda.is_available(): torch.cuda.init() # `no_random` knows generators that exist
     with no_random(None):
         with self.removed_cbs(skip): twin = self.twin()
         twin.logger,twin.bars = noop,False
@@ -305,4 +306,5 @@ def lr_find(self:Learner,
     found = finder.suggest(*tuplify(suggest_funcs))
     if show_plot: finder.plot(found)
     SuggestedLRs = namedtuple('SuggestedLRs', found, rename=True)
-    return type('SuggestedLRs', (SuggestedLRs,), dict(finder=finder))(*(lr for lr,_ in found.values()))
+    SuggestedLRs.finder = finder
+    return SuggestedLRs(*(lr for lr,_ in found.values()))
