@@ -81,7 +81,9 @@ def summary(self:Learner):
     def _add(name, shape, ps):
         n,trained = [sum(p.numel() for p in ps if p.requires_grad or every) for every in (True,False)]
         rows.append((name, str(shape), f'{n:,}', f'{trained:,}'))
-    def _hook(m, i, o): _add(type(m).__name__, tuple(getattr(o, 'shape', (type(o).__name__,))), list(m.parameters()))
+    def _hook(m, i, o):
+        shape = tuple(o.shape) if hasattr(o, 'shape') else type(o).__name__
+        _add(type(m).__name__, shape, list(m.parameters()))
     with no_random(None): b = dl.one_batch() if hasattr(dl, 'one_batch') else first(dl)
     if b is None: raise ValueError('The training set has no batches, and without one `summary` cannot tell the shapes.')
     b = to_device(b if is_listy(b) else (b,), getattr(first(model.parameters()), 'device', 'cpu'))
@@ -236,10 +238,9 @@ class TraceCallback(Callback):
         ax=None, # matplotlib axes to draw on; `None` makes a figure
     ): # The axes
         "Draw the timeline"
-        ax = ax or plt.subplots(figsize=(8,2.4))[1]
-        for i,p in enumerate(self.phases):
-            ax.broken_barh([o[2:] for o in self.spans if o[0]==p], (i-0.4,0.8), color=f'C{i}', lw=0)
+        ax,parts = ax or plt.subplots(figsize=(8,2.4))[1],self.phases
+        for i,p in enumerate(parts): ax.broken_barh([o[2:] for o in self.spans if p in o], (i-.4,.8), color=f'C{i}')
         valid = [(t,t+d) for _,training,t,d in self.spans if not training]
         if valid: ax.axvspan(valid[0][0], valid[-1][1], color='0.93', zorder=0)
-        ax.set(yticks=range(5), yticklabels=self.phases, ylim=(4.5,-0.5), xlabel='seconds', xlim=span)
+        ax.set(yticks=range(5), yticklabels=parts, ylim=(4.5,-0.5), xlabel='seconds', xlim=span)
         return ax

@@ -83,7 +83,7 @@ class EarlyStoppingCallback(PatientCallback):
     "Stop when the number has not improved for `patience` epochs"
     order = TrackerCallback.order+3
     def lose_patience(self):
-        _say(self, f'Epoch {self.epoch}: no {self.monitor} better than {self.best:.6g} in {self.wait} epochs: end.')
+        _say(self, f'Epoch {self.epoch}: training stops, {self.wait} after the best {self.monitor}, {self.best:.6g}.')
         raise CancelFitException
 
 # %% ../nbs/20_tracker.ipynb #3875ddd8
@@ -140,7 +140,8 @@ def load(self:Learner,
     if device is not None: self.model.to(device)
     if opt and with_opt is not False:
         if self.opt is None: self.create_opt()
-        if opt.get('by', here := _kind(self.opt))!=here: raise ValueError(f'{file} is by {opt["by"]}, and here is {here}.')
+        here = _kind(self.opt)
+        if opt.get('by', here)!=here: raise ValueError(f'{file} has the state of {opt["by"]}, and here is {here}.')
         self.opt.load_state_dict(opt)
     self.model.load_state_dict(weights, strict=strict)
     return self
@@ -166,8 +167,9 @@ class SaveModelCallback(TrackerCallback):
         _say(self, f'Better model found at epoch {self.epoch}: {self.monitor} {self.best:.6g}.')
         self._save()
     def after_fit(self):
-        if self.at_end: self._save()
-        elif not self.every_epoch and self.best not in (None, self.worst): self.learn.load(self.fname, with_opt=self.with_opt)
+        if self.at_end: return self._save()
+        if self.every_epoch or self.best in (None, self.worst): return
+        self.learn.load(self.fname, with_opt=self.with_opt)
     def _save(self, n=''):
         name = re.sub(r'(\.pth|\.safetensors|)$', rf'{n}\1', str(self.fname), count=1)
         self.last_saved_path = self.learn.save(name, with_opt=self.with_opt)
@@ -175,7 +177,7 @@ class SaveModelCallback(TrackerCallback):
 # %% ../nbs/20_tracker.ipynb #20d8127d
 class ReduceLROnPlateau(PatientCallback):
     "Divide the learning rates by `factor` when the number has not improved for `patience` epochs"
-    order,run_valid,new = TrackerCallback.order+2,False,None
+    order,new = TrackerCallback.order+2,None
     def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., patience:int=1, # As above
         factor:float=10., # The rates are divided by this, which is more than 1
         min_lr:float=0., # But never below this
