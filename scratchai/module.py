@@ -112,9 +112,7 @@ class _Tree:
 # %% ../nbs/04_module.ipynb #f734b4c4
 def check_parts(m): # A model, ours or of `torch.nn`
     "Raise an error if a `torch.nn` module in `m` holds one of ours, whose weights it would not see"
-    top = _Tree()
-    top.model = m
-    top.named_modules()
+    _Tree.named_modules(m) # walks through any module
 
 # %% ../nbs/04_module.ipynb #640ac2c7
 _Keys = namedtuple('Keys', 'missing_keys unexpected_keys')
