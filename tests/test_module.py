@@ -240,6 +240,10 @@ def test_hooks():
     with pytest.raises(KeyError):
         with net.register_forward_hook(lambda m,i,o: seen.append(o)): raise KeyError
     assert not net.__hooks__ and not Module.__hooks__
+    h = net.register_forward_hook(lambda m,i,o: o+1)
+    twin = copy.deepcopy(net)
+    h.remove()
+    assert twin(x).equal(net(x)+1) and not net.__hooks__ # a copy keeps hooks of its own
     net.hook = lambda outp,inp: seen.append((outp, inp))
     out = net(x)
     assert seen[-1][0] is out and seen[-1][1][0] is x
