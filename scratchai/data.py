@@ -31,8 +31,7 @@ _all_ = ['get_image_files', 'open_image', 'parent_label', 'FolderLabeller', 'Reg
 # %% ../nbs/03_data.ipynb #546f7300
 class ToFloat:
     "Bytes `(bs, h, w, c)` to `float32` `(bs, c, h, w)` from 0 to 1"
-    def __call__(self,
-        b:tuple, # A batch, whose first part is the pictures
+    def __call__(self, b:tuple, # A batch, whose first part is the pictures
     )->tuple: # The batch, its other parts as they were
         return b[0].permute(0,3,1,2).float().div_(255),*b[1:]
 
@@ -51,9 +50,7 @@ class Normalize:
     def encode(self, x:Tensor)->Tensor: return (x-self._spread(self.mean, x)).div_(self._spread(self.std, x))
     def decode(self, x:Tensor)->Tensor: return x*self.std.to(x.device)+self.mean.to(x.device)
     def __call__(self, b): return self.encode(b[0]),*b[1:]
-    def __repr__(self):
-        mean,std = [[round(v, 4) for v in o.flatten().tolist()] for o in (self.mean,self.std)]
-        return f'Normalize({mean=}, {std=})'
+    def __repr__(self): return f'Normalize({self.mean.flatten()}, {self.std.flatten()})'
 
 # %% ../nbs/03_data.ipynb #776d9369
 class DataLoaders:
@@ -68,7 +65,7 @@ class DataLoaders:
     ):
         self.loaders,self.path,self.loss_func = list(loaders),Path(path),loss_func
         self._vocab,self._tfms = vocab,L(batch_tfms)
-        self._ours = [o for o in loaders if isinstance(o, DataLoader)]
+        self._ours = L(loaders).filter(risinstance(DataLoader))
         for o in self._ours:
             o.split_idx = int(o is not loaders[0])
             if batch_tfms is not None: o.after_batch = self._tfms
@@ -102,8 +99,7 @@ class DataLoaders:
     def cuda(self): return self.to(default_device())
     def cpu(self): return self.to('cpu')
     def one_batch(self): return self.train.one_batch() if hasattr(self.train, 'one_batch') else next(iter(self.train))
-    def close(self): # end the workers
-        for o in self._ours: o.close()
+    def close(self): self._ours.map(Self.close()) # end the workers
 
 # %% ../nbs/03_data.ipynb #fc0b5ad4
 @patch
@@ -144,7 +140,6 @@ def summary(self:DataLoaders):
 
 # %% ../nbs/03_data.ipynb #3f38b3dc
 class _FromLists(DataLoaders):
-    "`DataLoaders` from a list of pictures and a list of labels"
     @classmethod
     def from_lists(cls,
         fns, # Paths of the pictures
@@ -178,28 +173,11 @@ class _FromLists(DataLoaders):
         return cls(DataLoader(train, **own, **kwargs), DataLoader(valid, **kwargs), path=path, device=device,
             batch_tfms=ifnone(batch_tfms, [ToFloat(), Normalize(*imagenet_stats)]))
 
-# %% ../nbs/03_data.ipynb #2cf77c23
-def _read_csv(file, delimiter, header):
-    "The columns of a `csv` file, and the number of each row's line"
-    with open(file, newline='', encoding='utf-8-sig') as f:
-        reader = csv.reader(f, delimiter=delimiter)
-        try: rows = [(reader.line_num,o) for o in reader if any(map(str.strip, o))]
-        except UnicodeDecodeError as e: raise ValueError(f'{file} is not in UTF-8: {e}. Save it in that.') from e
-        except csv.Error as e: raise ValueError(f'{file}, line {reader.line_num}: {e}.') from e
-    start = 0 if header is None else header+1
-    if len(rows)<=start: raise ValueError(f'{file} has no rows{" below its header" if rows else ": it is empty"}.')
-    names = rows[header][1] if start else range(len(rows[0][1]))
-    for n,o in rows[max(start-1, 0):]:
-        if not 1<len(set(names))==len(names)==len(o): raise ValueError(f'{file}, line {n}: {o} does not fit the '
-            f'columns {list(names)}. At least two are needed, of different names. Is the `delimiter` {delimiter!r}?')
-    return dict(zip(names, zip(*(o for _,o in rows[start:])))),[n for n,_ in rows[start:]]
-
 # %% ../nbs/03_data.ipynb #1b37e8c4
 _flags = dict.fromkeys('true yes valid validation val 1 1.0'.split(), True)
 _flags.update(dict.fromkeys('false no train training 0 0.0'.split(), False))
 
 class _FromTables(_FromLists):
-    "`DataLoaders` from tables"
     @classmethod
     def from_df(cls,
         df, # A `DataFrame`, or a dict of columns
@@ -218,10 +196,9 @@ class _FromTables(_FromLists):
             if o not in names: raise ValueError(f'There is no column {o!r} in the table, whose columns are {names}.')
             return list(df[o])
         fns,labels = col(fn_col),col(label_col)
-        for i,pair in enumerate(zip(fns, labels)):
-            for k,o in zip(('file','label'), pair):
-                blank = type(o).__name__=='NAType' or o is None or o!=o or not str(o).strip()
-                if blank: raise ValueError(f'{where(i)} has no {k}.')
+        def blank(o): return type(o).__name__=='NAType' or o is None or o!=o or not str(o).strip()
+        for k,vs in dict(file=fns, label=labels).items():
+            if i := L(vs).argwhere(blank): raise ValueError(f'{where(i[0])} has no {k}.')
         if valid_col is not None:
             flags = [_flags.get(str(o).strip().lower()) for o in col(valid_col)]
             if None in flags: raise ValueError(f"{where(i := flags.index(None))} has {col(valid_col)[i]!r} for whether "
@@ -231,8 +208,20 @@ class _FromTables(_FromLists):
     @classmethod
     def from_csv(cls, path, csv_fname='labels.csv', delimiter=',', header:int|None=0, **kwargs):
         "From a `csv` file in `path`; `header` is the row of the columns' names, or `None`; the rest as in `from_df`"
-        cols,lines = _read_csv(file := Path(path)/csv_fname, delimiter, header)
-        return cls.from_df(cols, path, where=lambda i: f'{file}, line {lines[i]}', **kwargs)
+        file = Path(path)/csv_fname
+        with open(file, newline='', encoding='utf-8-sig') as f:
+            reader = csv.reader(f, delimiter=delimiter)
+            try: rows = [(reader.line_num,o) for o in reader if any(map(str.strip, o))]
+            except UnicodeDecodeError as e: raise ValueError(f'{file} is not in UTF-8: {e}. Save it in that.') from e
+            except csv.Error as e: raise ValueError(f'{file}, line {reader.line_num}: {e}.') from e
+        start = 0 if header is None else header+1
+        if len(rows)<=start: raise ValueError(f'{file} has no rows{" below its header" if rows else ": it is empty"}.')
+        names = rows[header][1] if start else range(len(rows[0][1]))
+        for n,o in rows[max(start-1, 0):]:
+            if not 1<len(set(names))==len(names)==len(o): raise ValueError(f'{file}, line {n}: {o} does not fit the col'
+                f'umns {list(names)}. At least two are needed, of different names. Is the `delimiter` {delimiter!r}?')
+        lines,cells = zip(*rows[start:])
+        return cls.from_df(dict(zip(names, zip(*cells))), path, where=lambda i: f'{file}, line {lines[i]}', **kwargs)
 
 # %% ../nbs/03_data.ipynb #551f2783
 class ImageDataLoaders(_FromTables):
