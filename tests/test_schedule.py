@@ -438,3 +438,25 @@ except KeyboardInterrupt: print(learn.model.a.item()==w, learn.opt, list(learn.c
 '''
     out = subprocess.run([sys.executable, '-c', src], capture_output=True, text=True, timeout=120)
     assert out.stdout.split()==['True','None','True','True'], out.stderr
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_search_that_is_the_first_to_use_the_gpu():
+    src = '''
+import sys,torch
+from fastcore.all import NS
+from scratchai.core import *
+from scratchai.layers import *
+from scratchai.learner import *
+from scratchai.losses import mse
+from scratchai.module import *
+from scratchai.schedule import *
+set_seed(3)
+xs = torch.randn(64, 1)
+data = NS(train=[(xs,2*xs+3)]*8, valid=[], device=torch.device('cuda'))
+learn = synth_learner(data=data, model=Sequential(Linear(1,16), Dropout(0.5), Linear(16,1)))
+if sys.argv[1]=='True': learn.lr_find(show_plot=False)
+with learn.no_logging(): learn.fit(2)
+print([p.tolist() for p in learn.model.parameters()], torch.cuda.get_rng_state().sum().item())
+'''
+    out = [subprocess.run([sys.executable, '-c', src, str(o)], capture_output=True, text=True, timeout=300) for o in (True,False)]
+    assert out[0].stdout==out[1].stdout!='', out[0].stderr+out[1].stderr
