@@ -7,7 +7,7 @@ __all__ = ['event', 'RegModel', 'synth_dls', 'CancelFitException', 'CancelEpochE
            'CancelValidException', 'CancelBatchException', 'CancelBackwardException', 'CancelStepException', 'Callback',
            'sort_by_run', 'trainable_params', 'norm_bias_params', 'Learner', 'TrainEvalCallback', 'synth_learner']
 
-# %% ../nbs/08_learner.ipynb #0c8243aa
+# %% ../nbs/08_learner.ipynb #dc674df5
 import warnings
 from contextlib import ExitStack,contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from fastcore.all import *
 from .core import *
-from .module import Module,Parameter
+from .module import Module,Parameter,check_parts
 from .losses import cross_entropy,mse
 from .optimizer import Adam,SGD
 
@@ -136,7 +136,7 @@ def norm_bias_params(
 _idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None, training=False, busy=False)
 _start = dict(n_epoch=1, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., fitting=False, final_record=None)
 
-# %% ../nbs/08_learner.ipynb #832f8464
+# %% ../nbs/08_learner.ipynb #5f0c4e60
 class Learner:
     "A model, its data and a loss, and the loop that trains the one on the other"
     default_callbacks = L()
@@ -238,6 +238,7 @@ class Learner:
 
     def create_opt(self):
         "Make the optimizer"
+        check_parts(self.model)
         self.lr = getattr(self.opt_func, 'keywords', {}).get('lr', self.lr)
         self.opt = self.opt_func(self.splitter(self.model), lr=self.lr)
         if not hasattr(self.opt, 'set_hypers'):

@@ -367,3 +367,14 @@ def test_weights_are_those_of_a_bare_loop_in_torch(bn, mom, wd, ours, theirs, cl
             opt.zero_grad()
     Learner(NS(train=data, valid=data[:1]), model, ours, partial(SGD, mom=mom, wd=wd, decouple_wd=False), lr=0.1, wd_bn_bias=True).fit(5)
     assert max((a-b).abs().max().item() for a,b in zip(model.parameters(), twin.parameters()))<1e-6
+
+
+class Holds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.ours,self.theirs = RegModel(),nn.Linear(1,1)
+    def forward(self, x): return self.theirs(self.ours(x))
+
+def test_a_torch_module_that_holds_ours_is_refused():
+    "PyTorch would not see our parameters, and so not train them"
+    with pytest.raises(TypeError, match='`ours` of Holds'): synth_learner(model=Holds()).fit(1)
