@@ -167,10 +167,10 @@ class ActivationStats(HookCallback):
     def _stacked(self, idx):
         if not self.stats: raise ValueError('No batch was recorded yet: `fit` with this callback first.')
         return torch.stack([o[idx] for o in self.stats]).T.cpu()
-    def layer_stats(self, idx): # Number of the layer
+    def layer_stats(self, idx:int)->L: # Number of the layer
         "Three lists, `mean`, `std` and `near_zero`, with a number for each batch"
         return L(self._stacked(idx)[:3].tolist())
-    def hist(self, idx):
+    def hist(self, idx:int)->Tensor: # Number of the layer
         "Logarithms of the counts, `(bins, batches)`"
         if not self.with_hist: raise ValueError('No histograms were kept: use `ActivationStats(with_hist=True)`.')
         return self._stacked(idx)[3:].log1p()

@@ -6,14 +6,13 @@
 __all__ = ['TerminateOnNaNCallback', 'TrackerCallback', 'PatientCallback', 'EarlyStoppingCallback', 'SaveModelCallback',
            'ReduceLROnPlateau', 'CSVLogger', 'ShowGraphCallback', 'TensorBoardCallback', 'PeakMemory']
 
-# %% ../nbs/20_tracker.ipynb #1df0f8c0
+# %% ../nbs/20_tracker.ipynb #8bf9b149
 import csv,json,math,operator,os,pickle,re,warnings
 from copy import deepcopy
 
 import matplotlib.pyplot as plt,torch
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 from fastcore.all import *
 from .core import *
 from .doodles import class_names
@@ -103,8 +102,8 @@ def save(self:Learner,
     sd = dict(model=weights, opt=opt) if opt else weights
     if file.suffix=='.pth': return write_whole(file, partial(torch.save, sd))
     state = opt.get('state', {})
-    flat = {f'opt/{n}/{k}':v for n,s in state.items() for k,v in s.items() if isinstance(v, Tensor)}
-    rest = {n: {k:v for k,v in s.items() if not isinstance(v, Tensor)} for n,s in state.items()}
+    flat = {f'opt/{n}/{k}':v for n,s in state.items() for k,v in s.items() if torch.is_tensor(v)}
+    rest = {n: {k:v for k,v in s.items() if not torch.is_tensor(v)} for n,s in state.items()}
     tensors = {k:v.detach().cpu().contiguous().clone() for k,v in {**weights, **flat}.items()}
     text = json.dumps({**opt, 'state':rest} if opt else {}, default=float)
     return write_whole(file, partial(save_file, tensors, metadata=dict(opt=text)))
@@ -248,11 +247,11 @@ class ShowGraphCallback(_Fits):
 # %% ../nbs/20_tracker.ipynb #b0053430
 class TensorBoardCallback(_Fits):
     "Write losses, hyper-parameters, metrics and pictures with their predictions as TensorBoard's event files"
-    order,writer,done,sent,seen = 55,None,0,0,None
+    order,writer,done,sent = 55,None,0,0
     def __init__(self,
         log_dir:str|Path|None=None, # Folder of this run; `None`: `runs/<time>_<host>` in the current folder
         every:int=50, # Batches between writes
-        log_preds:bool=False, # A figure an epoch: pictures of the validation set, target and prediction?
+        log_preds:bool=False, # A figure an epoch: pictures of the last validation batch, targets and predictions?
         n_preds:int=9, # At most so many pictures
     ): store_attr()
     def before_fit(self):
@@ -260,15 +259,11 @@ class TensorBoardCallback(_Fits):
         except ImportError as e: raise ImportError(f'`{self}` needs a package: pip install tensorboard') from e
         self.writer = SummaryWriter(self.log_dir)
         self.log_dir = self.writer.log_dir
-    def after_pred(self):
-        if self.training or not self.log_preds or self.iter: return
-        if (self.x.ndim, self.y.ndim, self.pred.ndim)!=(4,1,2): raise ValueError('`log_preds` is for pictures.')
-        self.seen = [o[:self.n_preds] for o in (self.x,self.y,self.pred)]
     def after_batch(self):
         if self.training and self.train_iter%self.every==0: self._send({})
     def after_epoch(self):
         self._send({k:v for k,v in self.history[-1].items() if k not in ('epoch','train_loss')})
-        if self.seen: self._draw(*self.seen)
+        if self.log_preds and not self.training and self.pred is not None: self._draw(self.x, self.y, self.pred)
     def _send(self, row):
         "Write the losses since the last time, the hyper-parameters and `row`"
         losses = self.recorder.losses[self.sent:]
@@ -278,14 +273,15 @@ class TensorBoardCallback(_Fits):
         for k,v in {**hypers, **row}.items():
             if isinstance(v, (int,float)): self.writer.add_scalar(k, v, self.done+self.sent)
     def _draw(self, xb, yb, pred):
+        if (xb.ndim, yb.ndim, pred.ndim)!=(4,1,2): raise ValueError('`log_preds` is for pictures with a class.')
         names = [class_names.get(o, str(o)) for o in getattr(self.dls, 'vocab', None) or range(pred.shape[1])]
-        titles = [f'{names[t]}\n{names[p]}' for t,p in zip(yb.tolist(), pred.argmax(-1).tolist())]
-        ims = to_cpu(getattr(self.dls, 'decode_batch', noop)(xb)).clamp(0, 1)
-        axs = show_images(ims, nrows=round(len(xb)**0.5), titles=titles)
+        titles = [f'{names[t]}\n{names[p]}' for t,p in zip(yb[:self.n_preds].tolist(), pred.argmax(-1).tolist())]
+        ims = to_cpu(getattr(self.dls, 'decode_batch', noop)(xb[:self.n_preds])).clamp(0, 1)
+        axs = show_images(ims, nrows=round(len(ims)**0.5), titles=titles)
         self.writer.add_figure('target / prediction', axs[0].figure, self.done+self.sent)
     def cleanup_fit(self):
         if self.writer: self.writer.close()
-        self.writer,self.seen,self.done,self.sent = None,None,self.done+self.sent,0
+        self.writer,self.done,self.sent = None,self.done+self.sent,0
 
 # %% ../nbs/20_tracker.ipynb #0d0bb621
 class PeakMemory(Callback):

@@ -128,6 +128,7 @@ class RNNCallback(Callback):
         self.raw_out,self.out = [o[-1] if is_listy(o) else o for o in outs]
     def cleanup_fit(self): self.raw_out = self.out = None
 
+# %% ../nbs/21_training.ipynb #711c2eb8
 class RNNRegularizer(Callback):
     "Add activation regularization (AR) and temporal activation regularization (TAR) to the loss"
     order,run_valid = RNNCallback.order+1,False
@@ -142,10 +143,6 @@ class RNNRegularizer(Callback):
         ar,tar = out.pow(2).mean(),h.diff(dim=1).pow(2).sum()/max(1, h[:,1:].numel())
         self.learn.loss_grad = self.loss_grad + self.alpha*ar + self.beta*tar
 
-# %% ../nbs/21_training.ipynb #fbb7b697
-def rnn_cbs(
-    alpha:float=0., # Weight of AR
-    beta:float=0., # Weight of TAR
-)->list: # Callbacks
+def rnn_cbs(alpha:float=0., beta:float=0.)->list: # Callbacks; `alpha` and `beta` as in `RNNRegularizer`
     "What a recurrent model needs"
     return [ModelResetter(), RNNCallback()] + ([RNNRegularizer(alpha, beta)] if alpha or beta else [])

@@ -1,10 +1,8 @@
 "Callbacks that watch a number, and files of weights: scratchai.tracker"
-import math,operator,os,re,subprocess,sys,warnings
-from collections import Counter
+import math,operator,os,re,sys,warnings
 from unittest.mock import patch as mock_patch
 
 import matplotlib.pyplot as plt,numpy as np,pytest,torch
-from PIL import Image
 from fastcore.all import L,NS,Path,partial,test_close as close
 from scratchai.core import *
 from scratchai.layers import *
@@ -14,6 +12,7 @@ from scratchai.module import *
 from scratchai.optimizer import *
 from scratchai.optimizers import Lion,OptimWrapper,RAdam
 from scratchai.recorder import *
+from scratchai.schedule import *
 from scratchai.tracker import *
 
 @pytest.fixture
@@ -85,10 +84,11 @@ def test_what_can_be_monitored(quick):
     run(quick(cbs=Callback(before_validate=no_valid)), 1, cb := TrackerCallback())
     assert (cb.new_best, cb.best)==(False,math.inf)
 
-def test_nothing_happens_in_a_validation(quick, tmp_path):
-    cbs = [SaveModelCallback(), EarlyStoppingCallback(), ReduceLROnPlateau(), CSVLogger(), ShowGraphCallback(), TensorBoardCallback(tmp_path/'run')]
-    quick(cbs=cbs).validate()
-    assert os.listdir(tmp_path)==[] and plt.get_fignums()==[] and [o for o in cbs if getattr(o, 'run_lr_find', True)]==[]
+def test_nothing_happens_in_a_validation_or_a_search(quick, tmp_path):
+    learn = quick(cbs=[SaveModelCallback(), EarlyStoppingCallback(), ReduceLROnPlateau(), CSVLogger(), ShowGraphCallback(), TensorBoardCallback(tmp_path/'run')])
+    learn.validate()
+    learn.lr_find(num_it=20, show_plot=False)
+    assert os.listdir(tmp_path)==[] and plt.get_fignums()==[]
 
 # Stopping
 
@@ -132,6 +132,8 @@ def test_only_cuts_that_were_are_reported(scripted, capsys):
     learn = scripted(2., 1., 1.)
     with pytest.warns(UserWarning, match='`ReduceLROnPlateau`: a schedule sets the rate'): learn.fit(3, cbs=[cb,Schedule()])
     assert 'no better' not in capsys.readouterr().out
+    learn = scripted(3., 2., 1., 1.)
+    with pytest.warns(UserWarning, match='a schedule sets the rate'), learn.no_logging(): learn.fit_one_cycle(4, cbs=cb)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         run(scripted(2., 1., 3.), 3, cb)
@@ -320,8 +322,8 @@ def test_pictures_with_their_predictions(tmp_path, quick):
     pytest.importorskip('tensorboard')
     xb,yb = torch.rand(8,3,16,16),torch.arange(8)
     data = NS(train=[(xb,yb)]*2, valid=[(xb,yb)]*2, vocab=list('abcdefghij'))
-    with quick(data=data, model=simple_cnn(), loss_func=cross_entropy).no_logging() as learn: learn.fit(2, cbs=(cb := TensorBoardCallback(tmp_path/'seen', log_preds=True, n_preds=3)))
-    assert [o.step for o in read(tmp_path/'seen').Images('target / prediction')]==[2,4] and cb.seen is None and plt.get_fignums()==[]
+    with quick(data=data, model=simple_cnn(), loss_func=cross_entropy).no_logging() as learn: learn.fit(2, cbs=TensorBoardCallback(tmp_path/'seen', log_preds=True, n_preds=3))
+    assert [o.step for o in read(tmp_path/'seen').Images('target / prediction')]==[2,4] and plt.get_fignums()==[]
     with pytest.raises(ValueError, match='is for pictures'): run(quick(), 1, TensorBoardCallback(tmp_path/'r', log_preds=True))
 
 def test_no_tensorboard(quick, tmp_path):
