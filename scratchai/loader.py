@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'DataLoader', 'verify_images']
 
-# %% ../nbs/02_loader.ipynb #14b20fad
+# %% ../nbs/02_loader.ipynb #0b8d3c98
 import copy,gc,hashlib,multiprocessing as mp,os,random,signal,threading,time,warnings
 from collections import UserDict,deque
 from concurrent.futures import TimeoutError as WaitedTooLong
-from contextlib import contextmanager,suppress
+from contextlib import suppress
 from itertools import islice,starmap
 from multiprocessing.reduction import ForkingPickler
 
@@ -123,16 +123,7 @@ class _Maker:
     @staticmethod
     def run(idxs, seed): return _Maker.here.batch(idxs, seed)
 
-# %% ../nbs/02_loader.ipynb #e75fce36
-@contextmanager
-def _one_thread(wanted=True):
-    "torch's CPU operations on one thread, for the length of a block"
-    n = torch.get_num_threads()
-    if wanted: torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(n)
-
-# %% ../nbs/02_loader.ipynb #917d86ab
+# %% ../nbs/02_loader.ipynb #76eefcb1
 class _Workers:
     "The processes of one loader"
     def __init__(self, known):
@@ -148,15 +139,14 @@ class _Workers:
         "Do they run, as children of this process, and were they given what is `now`?"
         same = len(now)==len(self.known) and all(a is b for a,b in zip(now, self.known))
         return same and self.pid==os.getpid() and self.end.still_active()
-    def batches(self, todo, ahead, timeout, own):
+    def batches(self, todo, ahead, timeout):
         "What `run` gives for each of `todo`, in order; `ahead` are asked for in advance"
         asked,live = (self.ex.submit(_Maker.run, *o) for o in todo),deque()
         try:
             live.extend(islice(asked, ahead))
             while live:
-                with _one_thread(): res = apply(own, live.popleft().result(timeout or None))
                 live.extend(islice(asked, 1))
-                yield res
+                yield live.popleft().result(timeout or None)
         except LoaderError: raise
         except Exception as e: raise LoaderError(self.explain(e, timeout)) from e
         finally:
@@ -184,7 +174,7 @@ class _Epochs:
     def state_dict(self)->dict: return dict(seed=self.seed, epoch=self.epoch, position=self.position)
     def load_state_dict(self, state:dict): vars(self).update(state, _run=None)
 
-# %% ../nbs/02_loader.ipynb #156e7b56
+# %% ../nbs/02_loader.ipynb #b9a3e209
 class DataLoader(_Epochs):
     "Batches of a data set, made by workers"
     def __init__(self,
@@ -205,7 +195,7 @@ class DataLoader(_Epochs):
     ):
         if not hasattr(ds, '__len__'): raise TypeError(f'{type(ds).__name__} has no length: make a list of its items.')
         if min(bs, prefetch)<1: raise ValueError(f'`bs` and `prefetch` are at least 1, not {bs} and {prefetch}.')
-        if seed is None: seed = int(torch.randint(2**31, (1,)))
+        seed = int(torch.randint(2**31, (1,)) if seed is None else seed)
         n_workers,after_batch = ifnone(n_workers, defaults.cpus if _fork else 0),L(after_batch)
         store_attr()
         self.split_idx,self.bad,self._workers = int(not shuffle),[],None
@@ -231,19 +221,26 @@ class DataLoader(_Epochs):
         seed = (self.seed,self.epoch) if getattr(ds, 'random', True) else None
         todo = ((o.tolist(),seed) for o in self.order(self.epoch).split(self.bs)[start:len(self)])
         if not by_workers:
-            with suppress(Exception): ds = copy.copy(ds) if self._by_workers() else ds # a look opens no file that workers inherit
+            with suppress(Exception): ds = copy.copy(ds) if self._by_workers() else ds # to open files of its own
             return starmap(no_random(None)(_Maker(ds, *known[1:3]).batch), todo)
         now = *known,*getattr(ds, '__dict__', {}).values()
         if not (self._workers and self._workers.know(now)): self._workers = _Workers(now)
-        pin = ifnone(self.pin_memory, torch.device(self.device or 'cpu').type=='cuda') and torch.cuda.is_available()
-        def own(o): return o.pin_memory() if pin and isinstance(o, Tensor) else copy.deepcopy(o)
-        return self._workers.batches(todo, self.n_workers*self.prefetch, self.timeout, own)
+        return self._workers.batches(todo, self.n_workers*self.prefetch, self.timeout)
     def _by_workers(self): return self.n_workers and not getattr(self.ds, 'in_memory', False)
+    def _own(self, o):
+        "`o` out of shared memory"
+        pin = ifnone(self.pin_memory, torch.device(self.device or 'cpu').type=='cuda') and torch.cuda.is_available()
+        return o.pin_memory() if pin and isinstance(o, Tensor) else copy.deepcopy(o)
     def _after(self, b):
-        if self.device is not None: b = to_device(b, self.device, non_blocking=True)
-        with _one_thread(self._by_workers()):
+        "Batch `b` on the device, after the functions that apply"
+        n = torch.get_num_threads()
+        if self._by_workers(): torch.set_num_threads(1)
+        try:
+            if self._by_workers(): b = apply(self._own, b)
+            if self.device is not None: b = to_device(b, self.device, non_blocking=True)
             for f in self.after_batch: b = f(b) if getattr(f, 'split_idx', None) in (None,self.split_idx) else b
-        return b
+            return b
+        finally: torch.set_num_threads(n)
     def new(self, **kwargs):
         "A loader like this one but for `kwargs`"
         res = type(self)(**{**{k: getattr(self, k) for k in argnames(DataLoader.__init__)[1:]}, **kwargs})

@@ -222,6 +222,7 @@ def test_lengths():
     for n in (0,2): assert len(dl := DataLoader([], n_workers=n))==0 and list(dl)==[]
     dl = DataLoader(range(20), 8, drop_last=True, shuffle=True, n_workers=0)
     assert [len(o) for o in dl]==[8,8] and sorted(dl.order(3).tolist())==list(range(20))
+    assert torch.equal(dl.new(seed=np.int64(5)).order(1), dl.new(seed=torch.tensor(5)).order(1))
     assert not torch.equal(dl.order(0), dl.order(1)) and torch.equal(DataLoader(range(20), seed=1).order(1), torch.arange(20))
 
 def test_arguments():
@@ -683,7 +684,7 @@ def test_verify(tmp_path):
     fns = jpegs(tmp_path/'pics', 3)
     fns[1].write_bytes(b'nothing')
     for n in (0,2): assert [(o,'UnidentifiedImageError' in w) for o,w in verify_images(tmp_path/'pics', n_workers=n, progress=False)]==[(fns[1],True)]
-    assert verify_images([fns[0]], n_workers=0)==[]
+    assert verify_images([fns[0]], n_workers=0)==verify_images([], n_workers=0)==[]
 
 @linux
 def test_worker_killed_in_verify(tmp_path):
