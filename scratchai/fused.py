@@ -14,7 +14,7 @@ from fastcore.all import *
 from .optimizer import Optimizer,Tensors
 from .optimizer import _run_lists,_run_pieces
 
-# %% ../nbs/33_fused.ipynb #053f557d
+# %% ../nbs/33_fused.ipynb #d068d3ab
 class _Traced(Tensors):
     "Stands for the tensor `name`, and writes what is done to it to `ops`, and numbers to `scalars`"
     def __init__(self, name, ops, scalars): self.name,self.ops,self.scalars = name,ops,scalars
@@ -33,7 +33,8 @@ class _Traced(Tensors):
         return 'scalar',len(self.scalars)-1
     def _call(self, name, func, *args, **kwargs):
         out = args[0] if name[-1]=='_' else self._named(f'_{len(self.ops)}')
-        self.ops.append((name, func, out.name, tuple(map(self._slot, args)), tuple((k,self._slot(o)) for k,o in kwargs.items())))
+        slots = tuple(map(self._slot, args)),tuple((k,self._slot(o)) for k,o in kwargs.items())
+        self.ops.append((name, func, out.name, *slots))
         return out
 
 def _record(cbs, state, hyper):
@@ -43,11 +44,12 @@ def _record(cbs, state, hyper):
     _run_pieces(cbs, _Traced('p', ops, scalars), state, hyper)
     return ops,scalars,names,state
 
-# %% ../nbs/33_fused.ipynb #ee46113c
-_c_ops = dict(add='{0} + {alpha}*{1}', sub='{0} - {alpha}*{1}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}', reciprocal='1/{0}',
-    abs='std::fabs({0})', sqrt='std::sqrt({0})', sign='({0}>0) - ({0}<0)', maximum='{0}>{1} || {0}!={0} ? {0} : {1}',
-    minimum='{0}<{1} || {0}!={0} ? {0} : {1}', lerp='{2}<0.5 ? {0} + {2}*({1}-{0}) : {1} - (1-{2})*({1}-{0})',
-    addcmul='{0} + {value}*{1}*{2}', addcdiv='{0} + {value}*{1}/{2}', copy='{1}', clone='{0}')
+# %% ../nbs/33_fused.ipynb #0dbed71b
+_c_ops = dict(add='{0} + {alpha}*{1}', sub='{0} - {alpha}*{1}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}', copy='{1}',
+    clone='{0}', abs='std::fabs({0})', sqrt='std::sqrt({0})', sign='({0}>0) - ({0}<0)', reciprocal='1/{0}')
+_c_ops |= dict(addcmul='{0} + {value}*{1}*{2}', addcdiv='{0} + {value}*{1}/{2}',
+    maximum='{0}>{1} || {0}!={0} ? {0} : {1}', minimum='{0}<{1} || {0}!={0} ? {0} : {1}',
+    lerp='{2}<0.5 ? {0} + {2}*({1}-{0}) : {1} - (1-{2})*({1}-{0})')
 
 def _c_lines(ops, names, T):
     var,lines = {n:n for n in names},[f'{T} {n} = {n}_[j];' for n in names]
@@ -74,13 +76,14 @@ extern "C" void step(int64_t cores, int64_t k, const int64_t* n, {T}** t, const 
     }}
 }}'''
 
-# %% ../nbs/33_fused.ipynb #88e01d1c
+# %% ../nbs/33_fused.ipynb #740e77c1
 def _build(source):
     "The function `step` of some C++, compiled for this machine"
-    cmd = [*shlex.split(os.environ.get('CXX') or 'g++'), '-O3', '-fno-math-errno', '-fno-trapping-math', '-shared', '-fPIC', 'step.cpp', '-o', 'step.so']
+    cmd = shlex.split(os.environ.get('CXX') or 'g++')
+    cmd += '-O3 -fno-math-errno -fno-trapping-math -shared -fPIC step.cpp -o step.so'.split()
     with tempfile.TemporaryDirectory() as d:
         (Path(d)/'step.cpp').write_text(source)
-        for more in ['-march=native','-fopenmp'],['-march=native'],[]: # not every compiler knows both; without OpenMP: one core
+        for more in ['-march=native','-fopenmp'],['-march=native'],[]: # not every compiler knows both
             res = subprocess.run([*cmd, *more], cwd=d, capture_output=True, text=True)
             if res.returncode==0: return ctypes.CDLL(f'{d}/step.so').step
     raise RuntimeError(f'{cmd[0]} said: {res.stderr}')
@@ -88,13 +91,15 @@ def _build(source):
 def _c_kernel(ops, n_scalars, names, t):
     f = _build(_c_source(ops, n_scalars, names, {torch.float32:'float', torch.float64:'double'}[t.dtype]))
     def kernel(scalars, tss):
-        args = torch.tensor([t.numel() for t in tss[0]]),torch.tensor([t.data_ptr() for ts in tss for t in ts]),torch.tensor(scalars, dtype=t.dtype)
-        f(*map(ctypes.c_int64, (torch.get_num_threads(), len(tss[0]))), *[ctypes.c_void_p(o.data_ptr()) for o in args])
+        sizes,places = [o.numel() for o in tss[0]],[o.data_ptr() for ts in tss for o in ts]
+        args = torch.tensor(sizes),torch.tensor(places),torch.tensor(scalars, dtype=t.dtype)
+        f(*map(ctypes.c_int64, (torch.get_num_threads(), len(sizes))), *[ctypes.c_void_p(o.data_ptr()) for o in args])
     return kernel
 
-# %% ../nbs/33_fused.ipynb #8dd4fb59
-_formulas = dict(add=lambda x,y,alpha=1: x+alpha*y, sub=lambda x,y,alpha=1: x-alpha*y, addcmul=lambda x,a,b,value=1: x+value*a*b,
-    addcdiv=lambda x,a,b,value=1: x+value*a/b, lerp=lambda x,y,w: torch.where(w<0.5, x+w*(y-x), y-(1-w)*(y-x)), copy=lambda x,y: y)
+# %% ../nbs/33_fused.ipynb #a0321cd7
+_formulas = dict(add=lambda x,y,alpha=1: x+alpha*y, sub=lambda x,y,alpha=1: x-alpha*y, copy=lambda x,y: y,
+    addcmul=lambda x,a,b,value=1: x+value*a*b, addcdiv=lambda x,a,b,value=1: x+value*a/b,
+    lerp=lambda x,y,w: torch.where(w<0.5, x+w*(y-x), y-(1-w)*(y-x)))
 
 def _play(ops, names, scalars, ts):
     vals = dict(zip(names, ts))
@@ -106,8 +111,8 @@ def _play(ops, names, scalars, ts):
     for name,t in zip(names, ts):
         if vals[name] is not t: t.copy_(vals[name])
 
-# %% ../nbs/33_fused.ipynb #60cf9b14
-def _flat(t): return torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage(), t.storage_offset(), (t.numel(),))
+# %% ../nbs/33_fused.ipynb #ecd2bb38
+def _flat(t): return t.detach().as_strided((t.numel(),), (1,))
 
 def _torch_kernel(ops, n_scalars, names, t, n=8):
     "A kernel by `torch.compile` that takes `n` tensors of each name at a time"
@@ -134,7 +139,7 @@ def _kernel(ops, n_scalars, names, t):
         in_c = in_c and base in _c_ops and 'constant' not in kinds and {k for k,_ in kwargs}<={'alpha','value'}
     return (_c_kernel if in_c else _torch_kernel)(ops, n_scalars, names, t)
 
-# %% ../nbs/33_fused.ipynb #f085b141
+# %% ../nbs/33_fused.ipynb #4104181e
 def _whole(p, state):
     dense = p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last)
     return p.numel()>1 and dense and all((o.shape,o.stride(),o.dtype)==(p.shape,p.stride(),p.dtype)
@@ -162,7 +167,7 @@ class _Fused:
             if key not in self.kernels: self.kernels[key] = _kernel(ops, len(scalars), names, p)
         except Exception as e:
             self.kernels,why = None,' '.join(str(e).split())[:200]
-            return warnings.warn(f'`compile` could not fuse this optimizer, which goes on without ({type(e).__name__}: {why}).')
+            return warnings.warn(f'`compile` could not fuse this optimizer, which goes on without ({why}).')
         return self.kernels[key],scalars,names,{k:v for k,v in new.items() if not isinstance(v, _Traced)}
 
 # %% ../nbs/33_fused.ipynb #0313d831

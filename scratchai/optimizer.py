@@ -6,10 +6,11 @@
 __all__ = ['sgd_step', 'weight_decay', 'debias', 'average_grad', 'momentum_step', 'l2_reg', 'SGD', 'average_sqr_grad',
            'rms_prop_step', 'RMSProp', 'step_stat', 'adam_step', 'Adam', 'Tensors', 'multi', 'Optimizer']
 
-# %% ../nbs/07_optimizer.ipynb #425c4f2e
-import inspect,itertools,math,warnings
+# %% ../nbs/07_optimizer.ipynb #f229f964
+import itertools,math,warnings
 from collections import Counter,defaultdict
 from copy import deepcopy
+from inspect import signature
 from numbers import Real
 import torch
 from torch import Tensor
@@ -39,10 +40,10 @@ def debias(mom:float, damp:float, step:int)->float:
     "The sum of the weights in a moving average that started at zero, and in each `step` keeps `mom` and takes `damp`"
     return damp * (1-mom**step) / (1-mom)
 
-# %% ../nbs/07_optimizer.ipynb #a637e281
+# %% ../nbs/07_optimizer.ipynb #95f8bc99
 def average_grad(p, mom, dampening=False, grad_avg=None, **kwargs):
-    "Keep `grad_avg`: a sum of gradients (`dampening=False`), an average (`True`), or `torch.optim.SGD`'s sum (a number)"
-    if dampening is True: return dict(grad_avg=(torch.zeros_like(p.grad) if grad_avg is None else grad_avg).lerp_(p.grad, 1-mom))
+    "Keep `grad_avg`: a sum of gradients (`dampening=False`), an average (`True`), or PyTorch's sum (a number)"
+    if dampening is True: return dict(grad_avg=p.grad*(1-mom) if grad_avg is None else grad_avg.lerp_(p.grad, 1-mom))
     return dict(grad_avg=p.grad.clone() if grad_avg is None else grad_avg.mul_(mom).add_(p.grad, alpha=1-dampening))
 average_grad.defaults = dict(mom=0.9)
 
@@ -123,7 +124,7 @@ def Adam(
     cbs = [_decay(decouple_wd), *_adam_averages, adam_step]
     return Optimizer(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
-# %% ../nbs/07_optimizer.ipynb #1496018c
+# %% ../nbs/07_optimizer.ipynb #ed567bc4
 class Tensors:
     "Tensors of any shapes that are worked on together, as if they were one"
     def __init__(self, ts): self.ts = list(ts)
@@ -132,11 +133,12 @@ class Tensors:
     def __bool__(self): raise TypeError('A piece marked `multi` cannot branch on values: leave the mark off.')
     def __getattr__(self, k):
         f = None if k[:2]=='__' else getattr(Tensor, k, None)
-        if not callable(f): raise AttributeError(f'Many tensors have no common `{k}`: leave the mark `multi` off this piece.')
+        if not callable(f): raise AttributeError(f'Many tensors have no common `{k}`: leave the mark `multi` off.')
         return partial(self._call, k, f, self)
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs={}):
-        return first(o for o in (*args, *kwargs.values()) if isinstance(o, cls))._call(func.__name__, func, *args, **kwargs)
+        self = first(o for o in (*args, *kwargs.values()) if isinstance(o, cls))
+        return self._call(func.__name__, func, *args, **kwargs)
     @property
     def grad(self): return Tensors(o.grad for o in self.ts)
     @grad.setter
@@ -149,28 +151,32 @@ class Tensors:
             res = [func(*[at(i,o) for o in args], **{k:at(i,o) for k,o in kwargs.items()}) for i in range(len(self.ts))]
         return args[0] if name[-1]=='_' and name[-2:]!='__' else Tensors(res)
 
-_operators = {k:k for k in 'add sub mul pow neg abs lt le gt ge eq ne'.split()} | {f'i{k}':f'{k}_' for k in 'add sub mul pow'.split()}
-for k,f in (_operators | dict(radd='add', rmul='mul', truediv='div', itruediv='div_')).items():
+_ops = dict(radd='add', rmul='mul', truediv='div', iadd='add_', isub='sub_', imul='mul_', itruediv='div_', ipow='pow_')
+for k,f in ({k:k for k in 'add sub mul pow neg abs lt le gt ge eq ne'.split()} | _ops).items():
     setattr(Tensors, f'__{k}__', lambda self, *args, f=f: getattr(self, f)(*args))
 Tensors.__rsub__,Tensors.__rtruediv__ = lambda self, o: -self + o,lambda self, o: self.reciprocal()*o
 
-# %% ../nbs/07_optimizer.ipynb #f2819b96
+# %% ../nbs/07_optimizer.ipynb #60d6eab3
 def multi(f):
     "Mark the piece `f`, which uses only methods, operators and functions of tensors: it may be given many at once"
     f.multi = True
     return f
 
-for f in (sgd_step, weight_decay, l2_reg, average_grad, average_sqr_grad, momentum_step, rms_prop_step, step_stat, adam_step): multi(f)
+for f in (sgd_step, weight_decay, l2_reg, average_grad, momentum_step): multi(f)
+for f in (average_sqr_grad, rms_prop_step, step_stat, adam_step): multi(f)
 
-# %% ../nbs/07_optimizer.ipynb #21dac075
+# %% ../nbs/07_optimizer.ipynb #6eff756a
 def _run_pieces(cbs, p, state, hyper):
     for cb in cbs:
-        new = cb(p, **{**state, **hyper})
-        if not isinstance(new, (dict,type(None))): raise TypeError(f"The piece `{_attr(cb, '__name__', cb)}` returned a {type(new).__name__}, and no dict.")
-        if both := hyper.keys() & (new or {}): raise ValueError(f"State cannot be named `{min(both)}`, which is a hyper-parameter.")
-        state.update(new or {})
+        new,name = ifnone(cb(p, **{**state, **hyper}), {}),_attr(cb, '__name__', cb)
+        if not isinstance(new, dict): raise TypeError(f"`{name}` returned a {type(new).__name__}, not a dict.")
+        if both := hyper.keys() & new: raise ValueError(f"`{name}` returned `{min(both)}`, which is a hyper-parameter.")
+        state.update(new)
 
-# %% ../nbs/07_optimizer.ipynb #fca99741
+# %% ../nbs/07_optimizer.ipynb #09bb3552
+def _run_singly(cbs, ps, states, hyper):
+    for p,state in zip(ps, states): _run_pieces(cbs, p, state, hyper)
+
 def _run_lists(cbs, ps, states, hyper, n=2**20):
     place = itertools.accumulate((p.numel() for p in ps), initial=0)
     chunk = [i//n if p.device.type=='cpu' else 0 for i,p in zip(place, ps)]
@@ -181,38 +187,37 @@ def _run_lists(cbs, ps, states, hyper, n=2**20):
         _run_pieces(cbs, Tensors(ps), state, hyper)
         for k,v in state.items():
             if v is old.get(k): continue # changed in place, if at all
-            for i,o in enumerate(states): o[k] = v.ts[i] if isinstance(v, Tensors) else v.clone() if isinstance(v, Tensor) else v
+            vs = v.ts if isinstance(v, Tensors) else [v.clone() if isinstance(v, Tensor) else v for _ in states]
+            for o,x in zip(states, vs): o[k] = x
 
-# %% ../nbs/07_optimizer.ipynb #fa0ca46d
+# %% ../nbs/07_optimizer.ipynb #e5ac8c84
 def _per_group(k, v, n):
     "The values of hyper-parameter `k` for `n` groups, from a value, a list or a slice"
     if isinstance(v, slice):
-        if not v.stop: raise ValueError(f"`{k}` was given {v}; a slice ends in the value of the last group, as `slice(1e-3)` does.")
+        if not v.stop: raise ValueError(f"`{k}` was given {v}, which does not end in the value of the last group.")
         v = [v.start*(v.stop/v.start)**(i/(n-1)) if v.start else v.stop/10 for i in range(n-1)] + [v.stop]
     if hasattr(v, 'tolist'): v = v.tolist()
     vs = [o.item() if hasattr(o, 'item') else o for o in v] if isinstance(v, (list,tuple,L)) else [v]*n
     if len(vs)!=n: raise ValueError(f"`{k}` was given {len(vs)} values, and there are {n} parameter groups.")
-    for o in vs:
-        if k=='lr' and not (isinstance(o, Real) and 0<=o<math.inf): raise ValueError(f"The learning rate must be a number, 0 or more, not {o!r}.")
-        if o!=o: raise ValueError(f"`{k}` was given `nan`, which is not a number.")
+    if bad := [o for o in vs if o!=o or k=='lr' and not (isinstance(o, Real) and 0<=o<math.inf)]:
+        raise ValueError(f"`{k}` cannot be {bad[0]!r}: a number is wanted" + ", 0 or more."*(k=='lr'))
     return vs
 
-# %% ../nbs/07_optimizer.ipynb #757d88fc
+# %% ../nbs/07_optimizer.ipynb #b66d1842
 def _to_groups(params):
     "`params` as a list of groups, checked for what goes wrong most often"
-    if hasattr(params, 'parameters'): raise TypeError("Parameters should be a list or a generator; for a model, give its `.parameters()`.")
-    params,seen = [params] if isinstance(params, Tensor) else list(params),{}
-    groups = [params] if all(isinstance(o, Tensor) for o in params) else params
-    for i,g in enumerate(groups := [o if isinstance(o, (Tensor,dict)) else list(o) for o in groups]):
-        if not isinstance(g, list): raise TypeError(f"Several groups are a list of lists, and this one has a {type(g).__name__} in it.")
-        if not g: raise ValueError(f"Parameter group {i} of {len(groups)} is empty: leave it out, or give it a parameter.")
+    if hasattr(params, 'parameters'): raise TypeError("For the parameters of a model, give its `.parameters()`.")
+    params,seen = [params] if isinstance(params, Tensor) else list(params),set()
+    groups = L(L(list(g)) for g in ([params] if all(isinstance(o, Tensor) for o in params) else params))
+    for i,g in enumerate(groups):
+        if not g: raise ValueError(f"Parameter group {i} of {len(groups)} is empty.")
         for p in g:
-            if not isinstance(p, Tensor): raise TypeError(f"Group {i} has a {type(p).__name__} in it, where a tensor should be.")
+            if not isinstance(p, Tensor): raise TypeError(f"Parameter group {i} has a {type(p).__name__} in it.")
             if p.is_complex(): raise TypeError(f"Group {i} has a complex parameter: give `torch.view_as_real` of it.")
-            if not (p.is_leaf or p.retains_grad): raise ValueError(f"In group {i} is a tensor that was computed from others.")
-            if p in seen: raise ValueError(f"A parameter of shape {tuple(p.shape)} is in group {seen[p]} and again in group {i}.")
-            seen[p] = i
-    return L(map(L, groups))
+            if not (p.is_leaf or p.retains_grad): raise ValueError(f"Group {i} has a tensor computed from others.")
+            if p in seen: raise ValueError(f"Group {i} has a parameter of shape {tuple(p.shape)} again.")
+            seen.add(p)
+    return groups
 
 # %% ../nbs/07_optimizer.ipynb #db5d817d
 def _fits(p, v): return not isinstance(v, Tensor) or not v.dim() or v.shape==p.shape
@@ -221,7 +226,7 @@ def _suited(p, k, v):
     if not isinstance(v, Tensor) or v.shape!=p.shape or k=='step': return deepcopy(v)
     return v.to(p.device, p.dtype if v.is_floating_point() else v.dtype, copy=True)
 
-# %% ../nbs/07_optimizer.ipynb #b6d52d4d
+# %% ../nbs/07_optimizer.ipynb #6ba8f1bb
 class _BaseOptimizer:
     "What every optimizer can do: groups, hyper-parameters, freezing, and state by name"
     def all_params(self, n=slice(None), with_grad=False):
@@ -238,19 +243,19 @@ class _BaseOptimizer:
         "Remove the gradients of all parameters, or fill them with zeros"
         for p in self.param_lists.concat(): p.grad = None if set_to_none or p.grad is None else p.grad.detach_().zero_()
     def set_freeze(self, n, rg:bool, ignore_force_train=False):
-        "Let the parameters of groups `n` train, or freeze them; those marked `force_train` go on, unless that is ignored"
+        "Let the parameters of groups `n` train, or freeze them; unless told to ignore it, `force_train` wins"
         for p,_,state,_ in self.all_params(n):
             p.requires_grad_(rg or (bool(state.get('force_train')) and not ignore_force_train))
             if not p.requires_grad: p.grad = None
     def freeze_to(self, n:int):
         "Freeze the groups before the `n`-th (from the end, if negative), and let the others train"
         self.frozen_idx = n if n>=0 else max(0, len(self.param_lists)+n)
-        if self.frozen_idx>=len(self.param_lists): warnings.warn(f'`freeze_to({n})` freezes all {len(self.param_lists)} parameter groups.')
+        if self.frozen_idx>=len(self.param_lists): warnings.warn(f'`freeze_to({n})` freezes all parameter groups.')
         self.set_freeze(slice(self.frozen_idx, None), True)
         self.set_freeze(slice(self.frozen_idx), False)
     def freeze(self):
         "Let only the last group train"
-        if len(self.param_lists)<2: raise ValueError('`freeze` lets the last of several parameter groups train: it takes two or more.')
+        if len(self.param_lists)<2: raise ValueError('`freeze` takes two parameter groups or more.')
         self.freeze_to(-1)
     def unfreeze(self): self.freeze_to(0)
     def set_names(self, named_params):
@@ -258,7 +263,8 @@ class _BaseOptimizer:
         self.names = {p:n for n,p in named_params}
     def _named(self):
         res = {p:self.names.get(p, str(i)) for i,p in enumerate(self.param_lists.concat())}
-        if twice := [n for n,i in Counter(res.values()).items() if i>1]: raise ValueError(f"Two parameters have the name `{twice[0]}`.")
+        for n,i in Counter(res.values()).items():
+            if i>1: raise ValueError(f"Two parameters have the name `{n}`.")
         return res
     def state_dict(self):
         "`state` by name, `hypers` and `groups`; tensors go on changing, so `deepcopy` what is not saved at once"
@@ -267,10 +273,10 @@ class _BaseOptimizer:
             groups=[[names[p] for p in pg] for pg in self.param_lists])
     def load_state_dict(self, sd, strict=True):
         "Go on from the saved `sd`; refuse it if something does not fit, or warn and load the rest"
-        if not {'state','hypers','groups'}<=sd.keys(): raise ValueError("This is no state of our optimizers: they have `state`, `hypers` and `groups`.")
+        if not {'state','hypers','groups'}<=sd.keys(): raise ValueError("This is no state of our optimizers.")
         if bad := list(self._misfits(sd)):
             if strict: raise ValueError(f"The saved optimizer state does not fit: {'; '.join(bad)}.")
-            warnings.warn(f"Left out of the saved optimizer state, since it does not fit: {'; '.join(bad)}.")
+            warnings.warn(f"Left out of the saved optimizer state: {'; '.join(bad)}.")
         for p,n in (names := self._named()).items():
             saved = sd['state'].get(n)
             if saved is not None and all(_fits(p, v) for v in saved.values()):
@@ -284,12 +290,12 @@ class _BaseOptimizer:
         for n,s in sd['state'].items():
             if s and n not in ps: yield f'`{n}` is no parameter here'
             for k,v in s.items():
-                if n in ps and not _fits(ps[n], v): yield f'`{k}` of `{n}` has shape {tuple(v.shape)}, the parameter has {tuple(ps[n].shape)}'
+                if n in ps and not _fits(ps[n], v): yield f'`{k}` of `{n}` has shape {[*v.shape]}, not {[*ps[n].shape]}'
         yield from (f'`{k}` is no hyper-parameter here' for k in merge(*sd['hypers']) if not self._has(k))
         asked = [k for k,v in self.hypers[0].items() if type(v) in (int,float)]
         yield from (f'the hyper-parameter `{k}` was not saved' for k in asked if any(k not in h for h in sd['hypers']))
 
-# %% ../nbs/07_optimizer.ipynb #877790d4
+# %% ../nbs/07_optimizer.ipynb #3f132340
 class Optimizer(_BaseOptimizer):
     "Runs the pieces `cbs` on every parameter that has a gradient"
     def __init__(self,
@@ -307,17 +313,18 @@ class Optimizer(_BaseOptimizer):
         "Forget everything but the flags `force_train` and `do_wd`"
         for p in [*self.state]: self.state[p] = {k:v for k,v in self.state[p].items() if k in ('force_train','do_wd')}
     def _load_state(self, p, state): self.state[p] = state
-    def _known(self): return {k for cb in self.cbs for k in [*[*inspect.signature(cb).parameters][1:], *_defaults(cb)]} - {'kwargs'}
+    def _known(self): return {k for f in self.cbs for k in (*signature(f).parameters, *_defaults(f))} - {'p','kwargs'}
     def _has(self, k): return k in self.hypers[0] or k in self._known()
     def _put(self, i, k, v):
-        if not self._has(k): raise ValueError(f"No piece knows the hyper-parameter `{k}`; known are {', '.join(sorted(self._known()))}.")
-        self.hypers[i][k] = v
+        if self._has(k): self.hypers[i][k] = v
+        else: raise ValueError(f"No piece knows the hyper-parameter `{k}`, only {sorted(self._known())}.")
     def _batches(self):
         "Parameters that may share a call, with their states and hyper-parameters"
         res = {}
         for p,_,state,hyper in self.all_params(with_grad=True):
-            same = (None if isinstance(v, Tensor) else v if isinstance(v, (int,float,str)) else id(v) for v in state.values())
-            ps,states,_ = res.setdefault((*hyper.items(), p.device, p.dtype, *state, *same), ([],[],hyper))
+            same = [v if isinstance(v, (int,float,str)) else id(v) for v in state.values() if not isinstance(v, Tensor)]
+            tensors = [k for k,v in state.items() if isinstance(v, Tensor)]
+            ps,states,_ = res.setdefault((*hyper.items(), p.device, p.dtype, *state, *tensors, *same), ([],[],hyper))
             ps.append(p), states.append(state)
         return res.values()
     @torch.no_grad()
@@ -326,8 +333,8 @@ class Optimizer(_BaseOptimizer):
         for is_multi,cbs in itertools.groupby(self.cbs, lambda cb: _attr(cb, 'multi', False)):
             cbs = list(cbs)
             for ps,states,hyper in self._batches():
-                try: self.run_multi(cbs, ps, states, hyper) if is_multi else [_run_pieces(cbs, p, s, hyper) for p,s in zip(ps, states)]
+                try: (self.run_multi if is_multi else _run_singly)(cbs, ps, states, hyper)
                 except RuntimeError as e:
                     sparse = [self.names.get(p, tuple(p.shape)) for p in ps if p.grad.is_sparse]
-                    raise TypeError(f"The gradient of the parameter `{sparse[0]}` is sparse, which a piece cannot take: give "
-                        "`sparse=False` to the embedding, or train it by `SGD` without L2.") if sparse else e
+                    if not sparse: raise
+                    raise TypeError(f"The gradient of `{sparse[0]}` is sparse, which a piece cannot take.") from e

@@ -6,8 +6,8 @@
 __all__ = ['torch_names', 'nadam_step', 'momentum_warmup', 'NAdam', 'radam_step', 'RAdam', 'qhadam_step', 'lamb_step', 'QHAdam',
            'Lamb', 'lion_step', 'Lion', 'slow_start', 'lookahead_step', 'Lookahead', 'ranger', 'OptimWrapper']
 
-# %% ../nbs/34_optimizers.ipynb #81451e03
-import inspect,itertools,math
+# %% ../nbs/34_optimizers.ipynb #5e18184a
+import inspect,math
 from collections import ChainMap,defaultdict
 import torch
 from fastcore.all import *
@@ -92,12 +92,12 @@ def lamb_step(p, lr, mom, sqr_mom, step, grad_avg, sqr_avg, eps, **kwargs):
     p.sub_(upd * (torch.where(r1*r2>0., (r1/r2).clamp(max=10.), 1.) * lr))
 lamb_step.defaults = dict(eps=1e-5)
 
-# %% ../nbs/34_optimizers.ipynb #6ec8d382
+# %% ../nbs/34_optimizers.ipynb #46308c69
 def QHAdam(
     params, # Parameters, or a list of lists of them
     lr:float|slice, # Learning rate
     mom:float=0.999, sqr_mom:float=0.999, # Shares of themselves that the averages keep, β₁ and β₂
-    nu_1:float=0.7, nu_2:float=1.0, # Shares of the averages in numerator and denominator; the newest gradient has the rest
+    nu_1:float=0.7, nu_2:float=1.0, # Shares of the averages in numerator and denominator
     eps:float=1e-8, # Added to the root mean square
     wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
 )->Optimizer:
@@ -113,7 +113,8 @@ def Lamb(
     wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
 )->Optimizer:
     "LAMB (https://arxiv.org/abs/1904.00962)"
-    return Optimizer(params, [_decay(decouple_wd), *_adam_averages, lamb_step], lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+    cbs = [_decay(decouple_wd), *_adam_averages, lamb_step]
+    return Optimizer(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 # %% ../nbs/34_optimizers.ipynb #8c7d0e2c
 @multi
@@ -171,13 +172,13 @@ def ranger(
     "`Lookahead` around `RAdam`"
     return Lookahead(RAdam(params, lr=lr, mom=mom, wd=wd, eps=eps, **kwargs), k=k, alpha=alpha)
 
-# %% ../nbs/34_optimizers.ipynb #f13f2a87
+# %% ../nbs/34_optimizers.ipynb #30e51caa
 torch_names = dict(momentum='mom', alpha='sqr_mom', weight_decay='wd', betas__0='mom', betas__1='sqr_mom')
 
 def _flatten(group):
     "The hyper-parameters of a torch group, with `betas` as `betas__0` and `betas__1`"
-    items = ([(f'{k}__{i}',o) for i,o in enumerate(v)] if isinstance(v, tuple) else [(k,v)] for k,v in group.items() if k!='params')
-    return dict(itertools.chain(*items))
+    def parts(k, v): return {f'{k}__{i}':o for i,o in enumerate(v)} if isinstance(v, tuple) else {k:v}
+    return merge(*[parts(k, v) for k,v in group.items() if k!='params'])
 
 def _place(group, key, v):
     "Put `v` into the torch `group` under a name such as `lr` or `betas__0`"
@@ -189,7 +190,7 @@ class _States:
     def __init__(self, opt): self.flags,self.opt = defaultdict(dict),opt
     def __getitem__(self, p): return ChainMap(self.flags[p], self.opt.state.get(p, {}))
 
-# %% ../nbs/34_optimizers.ipynb #adc298e5
+# %% ../nbs/34_optimizers.ipynb #d12a2dc1
 class OptimWrapper(_BaseOptimizer, GetAttr):
     "A `torch.optim` optimizer with the methods of `Optimizer`"
     _default = 'opt'
@@ -214,7 +215,9 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
         known,res = {k:o.default for k,o in inspect.signature(cls).parameters.items()},{}
         for theirs,k in {'lr':'lr', **self.hp_map}.items():
             name = theirs.partition('__')[0]
-            if k in ours and name in known: _place(res := {name:known[name], **res}, theirs, _per_group(k, ours[k], n)[0])
+            if k not in ours or name not in known: continue
+            res.setdefault(name, known[name])
+            _place(res, theirs, _per_group(k, ours[k], n)[0])
         return res
     @property
     def param_lists(self): return L(L(g['params']) for g in self.opt.param_groups)
@@ -224,16 +227,16 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
         return L({self.hp_map.get(k, k):v for k,v in _flatten(g).items()} for g in self.opt.param_groups)
     def set_hyper(self, k, v):
         "As in `Optimizer`, by our name or torch's; `betas` takes a pair"
-        old = self.opt.param_groups[0].get(k)
+        old,many = self.opt.param_groups[0].get(k),isinstance(v, (tuple,list,L))
         if not isinstance(old, tuple): return super().set_hyper(self.hp_map.get(k, k), v)
-        if not isinstance(v, (tuple,list,L)) or len(v)!=len(old): raise ValueError(f'`{k}` takes {len(old)} values together, and was given {v!r}.')
+        if not many or len(v)!=len(old): raise ValueError(f'`{k}` takes {len(old)} values together, and was given {v!r}.')
         for i,o in enumerate(v): self.set_hyper(f'{k}__{i}', o)
     def _has(self, k): return k in self.hypers[0]
     def _put(self, i, k, v):
         group = self.opt.param_groups[i]
         keys = {self.hp_map.get(o, o):o for o in _flatten(group)}
-        if k not in keys: raise ValueError(f"{type(self.opt).__name__} has no hyper-parameter `{k}`; it has {', '.join(sorted(keys))}.")
-        _place(group, keys[k], v)
+        if k in keys: _place(group, keys[k], v)
+        else: raise ValueError(f"{type(self.opt).__name__} has no hyper-parameter `{k}`; it has {sorted(keys)}.")
     def step(self, closure=None):
         "A step of the torch optimizer, without decay for parameters that are flagged `do_wd=False`"
         whole = [(g, g['params']) for g in self.opt.param_groups]
