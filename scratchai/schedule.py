@@ -270,12 +270,13 @@ class LRFinder(ParamScheduler):
         if marks: ax.legend()
         return ax
 
-# %% ../nbs/10_schedule.ipynb #5b991df6
+# %% ../nbs/10_schedule.ipynb #be2a0e53
 @patch
 def twin(self:Learner):
     "A copy of model, optimizer, callbacks, metrics and loaders, over the same data"
     dls = [getattr(self.dls, o, None) for o in ('train','valid')]
     memo = {id(o):o for dl in dls for o in [dl if isinstance(dl, (list,tuple,L)) else getattr(dl, 'dataset', None)]}
+    for o in self.cbs: o.learn = self # as `fit` does
     res = memo[id(self)] = copy(self)
     parts = [*((f'callback `{o}`', o) for o in self.cbs), *((f'attribute `{k}`', o) for k,o in vars(self).items())]
     for what,o in parts:

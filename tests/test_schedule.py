@@ -393,6 +393,14 @@ def test_helpers_are_copied_too():
         quiet(learn, 'fit', 1)
         assert all(a!=b for a,b in zip(old, traces()))
 
+def test_a_callback_that_another_learner_has_too():
+    cb = Callback(after_batch=lambda self: seen.append(self.model))
+    class NoCopy(RegModel):
+        def __deepcopy__(self, memo): raise ValueError('no')
+    one,two,seen = synth_learner(cbs=cb),synth_learner(cbs=cb, model=NoCopy()),[]
+    find(one, num_it=5)
+    assert len(seen)==5 and not any(o in (one.model, two.model) for o in seen)
+
 def test_what_cannot_be_copied_is_named():
     class Log(Callback):
         def __init__(self): self.file = open(os.devnull)
