@@ -190,7 +190,7 @@ class _States:
     def __init__(self, opt): self.flags,self.opt = defaultdict(dict),opt
     def __getitem__(self, p): return ChainMap(self.flags[p], self.opt.state.get(p, {}))
 
-# %% ../nbs/34_optimizers.ipynb #d12a2dc1
+# %% ../nbs/34_optimizers.ipynb #8bdd09a8
 class OptimWrapper(_BaseOptimizer, GetAttr):
     "A `torch.optim` optimizer with the methods of `Optimizer`"
     _default = 'opt'
@@ -229,7 +229,7 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
         "As in `Optimizer`, by our name or torch's; `betas` takes a pair"
         old,many = self.opt.param_groups[0].get(k),isinstance(v, (tuple,list,L))
         if not isinstance(old, tuple): return super().set_hyper(self.hp_map.get(k, k), v)
-        if not many or len(v)!=len(old): raise ValueError(f'`{k}` takes {len(old)} values together, and was given {v!r}.')
+        if not many or len(v)!=len(old): raise ValueError(f'`{k}` takes {len(old)} values together, not {v!r}.')
         for i,o in enumerate(v): self.set_hyper(f'{k}__{i}', o)
     def _has(self, k): return k in self.hypers[0]
     def _put(self, i, k, v):
