@@ -14,7 +14,7 @@ from fastcore.all import *
 from .optimizer import Optimizer,Tensors
 from .optimizer import _run_lists,_run_pieces
 
-# %% ../nbs/33_fused.ipynb #d068d3ab
+# %% ../nbs/33_fused.ipynb #f34df547
 class _Traced(Tensors):
     "Stands for the tensor `name`, and writes what is done to it to `ops`, and numbers to `scalars`"
     def __init__(self, name, ops, scalars): self.name,self.ops,self.scalars = name,ops,scalars
@@ -22,15 +22,18 @@ class _Traced(Tensors):
     def _named(self, name): return _Traced(name, self.ops, self.scalars)
     @property
     def grad(self): return self._named('grad')
+
     @grad.setter
     def grad(self, v):
         if v.name!='grad': self.grad.copy_(v)
+
     def _slot(self, o):
         if isinstance(o, _Traced): return 'tensor',o.name
         if isinstance(o, Tensor): raise NotImplementedError('a piece uses a tensor from outside')
         if isinstance(o, bool) or not isinstance(o, (int,float)): return 'constant',o
         self.scalars.append(o)
         return 'scalar',len(self.scalars)-1
+
     def _call(self, name, func, *args, **kwargs):
         out = args[0] if name[-1]=='_' else self._named(f'_{len(self.ops)}')
         slots = tuple(map(self._slot, args)),tuple((k,self._slot(o)) for k,o in kwargs.items())
@@ -139,7 +142,7 @@ def _kernel(ops, n_scalars, names, t):
         in_c = in_c and base in _c_ops and 'constant' not in kinds and {k for k,_ in kwargs}<={'alpha','value'}
     return (_c_kernel if in_c else _torch_kernel)(ops, n_scalars, names, t)
 
-# %% ../nbs/33_fused.ipynb #4104181e
+# %% ../nbs/33_fused.ipynb #91007be8
 def _whole(p, state):
     dense = p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last)
     return p.numel()>1 and dense and all((o.shape,o.stride(),o.dtype)==(p.shape,p.stride(),p.dtype)
@@ -149,6 +152,7 @@ class _Fused:
     "Runs pieces as one kernel where that is possible, and by `_run_lists` where it is not"
     def __init__(self): self.kernels = {}
     def __reduce__(self): return _Fused,()
+
     def __call__(self, cbs, ps, states, hyper):
         fits = [_whole(*o) for o in zip(ps, states)]
         if self.kernels is not None and any(fits) and (fused := self.fuse(cbs, ps[0], states[0], hyper)):
@@ -158,6 +162,7 @@ class _Fused:
             for s in did: s.update(new)
             ps,states = [[o for o,fit in zip(os, fits) if not fit] for os in (ps, states)]
         _run_lists(cbs, ps, states, hyper)
+
     def fuse(self, cbs, p, state, hyper):
         "The kernel, its scalars, the names of its inputs, and the new state; `None` if there can be none"
         try:

@@ -124,26 +124,31 @@ def Adam(
     cbs = [_decay(decouple_wd), *_adam_averages, adam_step]
     return Optimizer(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
-# %% ../nbs/07_optimizer.ipynb #ed567bc4
+# %% ../nbs/07_optimizer.ipynb #5e18ea13
 class Tensors:
     "Tensors of any shapes that are worked on together, as if they were one"
     def __init__(self, ts): self.ts = list(ts)
     def __iter__(self): return iter(self.ts)
     def __repr__(self): return f'Tensors({self.ts})'
     def __bool__(self): raise TypeError('A piece marked `multi` cannot branch on values: leave the mark off.')
+
     def __getattr__(self, k):
         f = None if k[:2]=='__' else getattr(Tensor, k, None)
         if not callable(f): raise AttributeError(f'Many tensors have no common `{k}`: leave the mark `multi` off.')
         return partial(self._call, k, f, self)
+
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs={}):
         self = first(o for o in (*args, *kwargs.values()) if isinstance(o, cls))
         return self._call(func.__name__, func, *args, **kwargs)
+
     @property
     def grad(self): return Tensors(o.grad for o in self.ts)
+
     @grad.setter
     def grad(self, v):
         for o,g in zip(self.ts, v): o.grad = g
+
     def _call(self, name, func, *args, **kwargs):
         def at(i, o): return o.ts[i] if isinstance(o, Tensors) else o
         try: res = getattr(torch, f'_foreach_{name}')(*[getattr(o, 'ts', o) for o in args], **kwargs)
@@ -226,51 +231,63 @@ def _suited(p, k, v):
     if not isinstance(v, Tensor) or v.shape!=p.shape or k=='step': return deepcopy(v)
     return v.to(p.device, p.dtype if v.is_floating_point() else v.dtype, copy=True)
 
-# %% ../nbs/07_optimizer.ipynb #6ba8f1bb
+# %% ../nbs/07_optimizer.ipynb #8b421375
 class _BaseOptimizer:
     "What every optimizer can do: groups, hyper-parameters, freezing, and state by name"
+
     def all_params(self, n=slice(None), with_grad=False):
         "`(p, group, state, hyper)` for each parameter of the groups `n`, or for those that have a gradient"
         groups = L(zip(self.param_lists, self.hypers))[[n] if isinstance(n, int) else n]
         return L((p, pg, self.state[p], h) for pg,h in groups for p in pg if not with_grad or p.grad is not None)
+
     def set_hypers(self, **kwargs):
         "Set hyper-parameters, each to a value, a list with one a group, `slice(first, last)` or `slice(last)`"
         for k,v in kwargs.items(): self.set_hyper(k, v)
+
     def set_hyper(self, k, v):
         "Set the hyper-parameter `k`"
         for i,o in enumerate(_per_group(k, v, len(self.param_lists))): self._put(i, k, o)
+
     def zero_grad(self, set_to_none:bool=True):
         "Remove the gradients of all parameters, or fill them with zeros"
         for p in self.param_lists.concat(): p.grad = None if set_to_none or p.grad is None else p.grad.detach_().zero_()
+
     def set_freeze(self, n, rg:bool, ignore_force_train=False):
         "Let the parameters of groups `n` train, or freeze them; unless told to ignore it, `force_train` wins"
         for p,_,state,_ in self.all_params(n):
             p.requires_grad_(rg or (bool(state.get('force_train')) and not ignore_force_train))
             if not p.requires_grad: p.grad = None
+
     def freeze_to(self, n:int):
         "Freeze the groups before the `n`-th (from the end, if negative), and let the others train"
         self.frozen_idx = n if n>=0 else max(0, len(self.param_lists)+n)
         if self.frozen_idx>=len(self.param_lists): warnings.warn(f'`freeze_to({n})` freezes all parameter groups.')
         self.set_freeze(slice(self.frozen_idx, None), True)
         self.set_freeze(slice(self.frozen_idx), False)
+
     def freeze(self):
         "Let only the last group train"
         if len(self.param_lists)<2: raise ValueError('`freeze` takes two parameter groups or more.')
         self.freeze_to(-1)
+
     def unfreeze(self): self.freeze_to(0)
+
     def set_names(self, named_params):
         "Learn the names of parameters from `(name, parameter)` pairs, so that state is saved by name"
         self.names = {p:n for n,p in named_params}
+
     def _named(self):
         res = {p:self.names.get(p, str(i)) for i,p in enumerate(self.param_lists.concat())}
         for n,i in Counter(res.values()).items():
             if i>1: raise ValueError(f"Two parameters have the name `{n}`.")
         return res
+
     def state_dict(self):
         "`state` by name, `hypers` and `groups`; tensors go on changing, so `deepcopy` what is not saved at once"
         names = self._named()
         return dict(state={n:dict(self.state[p]) for p,n in names.items()}, hypers=[dict(h) for h in self.hypers],
             groups=[[names[p] for p in pg] for pg in self.param_lists])
+
     def load_state_dict(self, sd, strict=True):
         "Go on from the saved `sd`; refuse it if something does not fit, or warn and load the rest"
         if not {'state','hypers','groups'}<=sd.keys(): raise ValueError("This is no state of our optimizers.")
@@ -285,6 +302,7 @@ class _BaseOptimizer:
         for i,pg in enumerate(self.param_lists):
             for k,v in next((was[names[p]] for p in pg if names[p] in was), {}).items():
                 if self._has(k): self._put(i, k, v)
+
     def _misfits(self, sd):
         ps = {n:p for p,n in self._named().items()}
         for n,s in sd['state'].items():
@@ -295,9 +313,10 @@ class _BaseOptimizer:
         asked = [k for k,v in self.hypers[0].items() if type(v) in (int,float)]
         yield from (f'the hyper-parameter `{k}` was not saved' for k in asked if any(k not in h for h in sd['hypers']))
 
-# %% ../nbs/07_optimizer.ipynb #3f132340
+# %% ../nbs/07_optimizer.ipynb #5740ee83
 class Optimizer(_BaseOptimizer):
     "Runs the pieces `cbs` on every parameter that has a gradient"
+
     def __init__(self,
         params, # Parameters: a list or a generator; a list of lists makes several groups
         cbs, # A piece or several: `cb(p, lr=…, **state_and_hypers)`, returning `None` or a dict of new state
@@ -306,18 +325,23 @@ class Optimizer(_BaseOptimizer):
         self.param_lists,self.cbs,self.state,self.names = _to_groups(params),L(cbs),defaultdict(dict),{}
         self.hypers,self.frozen_idx,self.run_multi = L({} for _ in self.param_lists),0,_run_lists
         self.set_hypers(**merge(*self.cbs.map(_defaults), defaults))
+
     def __repr__(self):
         groups = [f'{len(pg)} tensors, {h}' for pg,h in zip(self.param_lists, self.hypers)]
         return '\n'.join([f"Optimizer of {', '.join(_attr(cb, '__name__', str(cb)) for cb in self.cbs)}", *groups])
+
     def clear_state(self):
         "Forget everything but the flags `force_train` and `do_wd`"
         for p in [*self.state]: self.state[p] = {k:v for k,v in self.state[p].items() if k in ('force_train','do_wd')}
+
     def _load_state(self, p, state): self.state[p] = state
     def _known(self): return {k for f in self.cbs for k in (*signature(f).parameters, *_defaults(f))} - {'p','kwargs'}
     def _has(self, k): return k in self.hypers[0] or k in self._known()
+
     def _put(self, i, k, v):
         if self._has(k): self.hypers[i][k] = v
         else: raise ValueError(f"No piece knows the hyper-parameter `{k}`, only {sorted(self._known())}.")
+
     def _batches(self):
         "Parameters that may share a call, with their states and hyper-parameters"
         res = {}
@@ -327,6 +351,7 @@ class Optimizer(_BaseOptimizer):
             ps,states,_ = res.setdefault((*hyper.items(), p.device, p.dtype, *state, *tensors, *same), ([],[],hyper))
             ps.append(p), states.append(state)
         return res.values()
+
     @torch.no_grad()
     def step(self):
         "Run the pieces: marked ones on many parameters together, others on one at a time"

@@ -190,10 +190,11 @@ class _States:
     def __init__(self, opt): self.flags,self.opt = defaultdict(dict),opt
     def __getitem__(self, p): return ChainMap(self.flags[p], self.opt.state.get(p, {}))
 
-# %% ../nbs/34_optimizers.ipynb #8bdd09a8
+# %% ../nbs/34_optimizers.ipynb #5e41f0cb
 class OptimWrapper(_BaseOptimizer, GetAttr):
     "A `torch.optim` optimizer with the methods of `Optimizer`"
     _default = 'opt'
+
     def __init__(self,
         params=None, # Parameters, or a list of lists; left out if `opt` is built already
         opt=None, # A class such as `torch.optim.AdamW`, or a built optimizer
@@ -210,6 +211,7 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
             opt = opt(groups, **{**self._first(opt, ours, len(groups)), **kwargs})
         self.opt,self.state = opt,_States(opt)
         self.set_hypers(**ours)
+
     def _first(self, cls, ours, n):
         "The values for the first of `n` groups, by the names that the class `cls` knows"
         known,res = {k:o.default for k,o in inspect.signature(cls).parameters.items()},{}
@@ -219,24 +221,30 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
             res.setdefault(name, known[name])
             _place(res, theirs, _per_group(k, ours[k], n)[0])
         return res
+
     @property
     def param_lists(self): return L(L(g['params']) for g in self.opt.param_groups)
+
     @property
     def hypers(self):
         "The hyper-parameters by our names, a dict a group; set them with `set_hyper`"
         return L({self.hp_map.get(k, k):v for k,v in _flatten(g).items()} for g in self.opt.param_groups)
+
     def set_hyper(self, k, v):
         "As in `Optimizer`, by our name or torch's; `betas` takes a pair"
         old,many = self.opt.param_groups[0].get(k),isinstance(v, (tuple,list,L))
         if not isinstance(old, tuple): return super().set_hyper(self.hp_map.get(k, k), v)
         if not many or len(v)!=len(old): raise ValueError(f'`{k}` takes {len(old)} values together, not {v!r}.')
         for i,o in enumerate(v): self.set_hyper(f'{k}__{i}', o)
+
     def _has(self, k): return k in self.hypers[0]
+
     def _put(self, i, k, v):
         group = self.opt.param_groups[i]
         keys = {self.hp_map.get(o, o):o for o in _flatten(group)}
         if k in keys: _place(group, keys[k], v)
         else: raise ValueError(f"{type(self.opt).__name__} has no hyper-parameter `{k}`; it has {sorted(keys)}.")
+
     def step(self, closure=None):
         "A step of the torch optimizer, without decay for parameters that are flagged `do_wd=False`"
         whole = [(g, g['params']) for g in self.opt.param_groups]
@@ -250,9 +258,11 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
         finally:
             for g,ps in whole: g['params'] = ps
             del self.opt.param_groups[len(whole):]
+
     def clear_state(self):
         "Forget everything but the flags"
         self.opt.state.clear()
+
     def _load_state(self, p, state):
         self.state.flags[p] = {k:state.pop(k) for k in ('force_train','do_wd') if k in state}
         if state: self.opt.state[p] = state
