@@ -112,13 +112,13 @@ class FiniteCallback(Callback):
             if v is None: raise LoaderError(f'There is no {k}: no picture could be read.')
             if not math.isfinite(v): raise FloatingPointError(f'The {k} of epoch {self.epoch} is {v}: lower --lr.')
 
-# %% ../nbs/37_command.ipynb #9e598a1a
+# %% ../nbs/37_command.ipynb #cdc26d7e
 class _Output(GetAttr):
     "A stream for printing whose reader may go away"
     _default = 'file'
     def __init__(self, file):
         self.file = file
-        file.reconfigure(errors='replace') # what its encoding has no letter for
+        getattr(file, 'reconfigure', noop)(errors='replace') # what its encoding has no letter for
     def write(self, s): return self._try(self.file.write, s)
     def flush(self): self._try(self.file.flush)
     def _try(self, f, *args):
