@@ -43,32 +43,32 @@ event = NS(**{o:o for o in '''after_create before_fit before_epoch before_train 
     after_batch after_cancel_train after_train before_validate after_cancel_validate after_validate after_cancel_epoch
     after_epoch after_cancel_fit after_fit cleanup_fit'''.split()})
 
-# %% ../nbs/08_learner.ipynb #da9d6265
+# %% ../nbs/08_learner.ipynb #45024ba2
 class CancelFitException(Exception): "Skip the rest of the fit; next come `after_cancel_fit` and `after_fit`"
 class CancelEpochException(Exception): "Skip the rest of the epoch; next come `after_cancel_epoch` and `after_epoch`"
-class CancelTrainException(Exception): "Skip the rest of this epoch's training; next: `after_cancel_train`, `after_train`"
+class CancelTrainException(Exception): "Skip the rest of the training; next: `after_cancel_train`, `after_train`"
 
-# %% ../nbs/08_learner.ipynb #4aaa7136
-class CancelValidException(Exception): "Skip the rest of the validation; next: `after_cancel_validate`, `after_validate`"
+# %% ../nbs/08_learner.ipynb #8cf5e7de
+class CancelValidException(Exception): "Skip the rest; next: `after_cancel_validate`, `after_validate`"
 class CancelBatchException(Exception): "Skip the rest of the batch; next come `after_cancel_batch` and `after_batch`"
 class CancelBackwardException(Exception): "Skip the backward pass; next: `after_cancel_backward`, `after_backward`"
 
 # %% ../nbs/08_learner.ipynb #1e3febc0
 class CancelStepException(Exception): "Skip the optimizer's step; next come `after_cancel_step` and `after_step`"
 
-# %% ../nbs/08_learner.ipynb #70c9eb31
-_cancels = dict(fit=CancelFitException, epoch=CancelEpochException, train=CancelTrainException,
-    validate=CancelValidException, batch=CancelBatchException, backward=CancelBackwardException, step=CancelStepException)
+# %% ../nbs/08_learner.ipynb #c5579fca
+_cancels = dict(fit=CancelFitException, epoch=CancelEpochException, train=CancelTrainException, batch=CancelBatchException,
+    validate=CancelValidException, backward=CancelBackwardException, step=CancelStepException)
 
-# %% ../nbs/08_learner.ipynb #11c1d095
+# %% ../nbs/08_learner.ipynb #faaebc6c
 def _event_name(cls, k):
     "The event that the attribute `k` of a callback is for; `k` itself if it is for none"
     new = 'before_'+k[6:] if k.startswith('begin_') else k
     if not hasattr(event, new) and k.startswith(('before_','after_','begin_','cleanup_')):
-        raise AttributeError(f'`{cls.__name__}.{k}` would never run: no event has this name. `list(event)` has them all.')
+        raise AttributeError(f'`{cls.__name__}.{k}` would never run: no event has this name; see `list(event)`.')
     return new
 
-# %% ../nbs/08_learner.ipynb #8f18b8b9
+# %% ../nbs/08_learner.ipynb #190e55a2
 _inner = set('before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step '
     'after_cancel_step after_step after_cancel_batch after_batch'.split())
 
@@ -86,12 +86,13 @@ class Callback(GetAttr):
             if callable(f) and _event_name(cls, k)!=k: setattr(cls, _event_name(cls, k), f)
     def __call__(self, event_name):
         "Run the method `event_name`, unless this callback is switched off"
-        runs = event_name not in _inner or self.learn is None or (self.run_train if self.learn.training else self.run_valid)
-        if self.run and runs: getattr(self, event_name)()
+        everywhere = event_name not in _inner or self.learn is None
+        runs = self.run and (everywhere or (self.run_train if self.learn.training else self.run_valid))
+        if runs: getattr(self, event_name)()
         if event_name=='cleanup_fit': vars(self).pop('run', None)
     def __setattr__(self, k, v):
         if self.learn is not None and k not in vars(self) and not hasattr(type(self), k) and hasattr(self.learn, k):
-            warnings.warn(f"`self.{k} = …` in `{self}` hides the learner's `{k}`; did you mean `self.learn.{k} = …`?", stacklevel=2)
+            warnings.warn(f"`self.{k}` hides the learner's in `{self}`; did you mean `self.learn.{k} = …`?", stacklevel=2)
         super().__setattr__(k, v)
     def __repr__(self): return type(self).__name__
     learner = property(lambda self: self.learn, doc="The same as `learn`")
@@ -136,10 +137,10 @@ def norm_bias_params(
 _idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None, training=False, busy=False)
 _start = dict(n_epoch=1, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., fitting=False, final_record=None)
 
-# %% ../nbs/08_learner.ipynb #5f0c4e60
+# %% ../nbs/08_learner.ipynb #cb1a9ab4
 class Learner:
     "A model, its data and a loss, and the loop that trains the one on the other"
-    default_callbacks = L()
+    default_callbacks,_calls = L(),None
     def __init__(self,
         dls, # Has `train` and `valid`, each an iterable of batches with a length
         model, # Ours, or any `torch.nn.Module`
@@ -165,7 +166,8 @@ class Learner:
         self('after_create')
 
     def __call__(self, event_name):
-        for cb in self.cbs:
+        if self._calls is None: self._calls = {o: self.ordered_cbs(o) for o in event} # until a callback comes or goes
+        for cb in self._calls[event_name]:
             if cb.learn is self: cb(event_name)
     def _part(self, name, f):
         "Part `name` of the loop: the event before, `f()`, perhaps a cancelling, the event after"
@@ -183,7 +185,7 @@ class Learner:
         start_epoch:int=0, # Epochs before this one count as done
     ):
         "Train for `n_epoch` epochs, and validate after each"
-        if not 0<=start_epoch<=n_epoch: raise ValueError(f'`start_epoch` is between 0 and `n_epoch`={n_epoch}, not {start_epoch}.')
+        if not 0<=start_epoch<=n_epoch: raise ValueError(f'`start_epoch` is from 0 to `n_epoch`, not {start_epoch}.')
         if reset_opt or self.opt is None: self.create_opt()
         self.opt.set_hypers(lr=ifnone(lr, self.lr))
         if (wd := ifnone(wd, self.wd)) is not None: self.opt.set_hypers(wd=wd)
@@ -191,10 +193,10 @@ class Learner:
         self._run(lambda: self._epochs(start_epoch), cbs, n_epoch=n_epoch, fitting=True)
     def _run(self, f, cbs, **state):
         "Part `fit`, with `cbs` for its length; whatever happens, `cleanup_fit` of every callback comes last"
-        if self.busy: raise RuntimeError('This learner is at work; in a callback, use a second `Learner` with the same model.')
+        if self.busy: raise RuntimeError('This learner is at work: make a second `Learner` with the same model.')
         with self.added_cbs(cbs):
             for cb in self.cbs: cb.learn = self
-            self.__dict__.update({**_start, **state, 'busy':True, 'cbs':sort_by_run(self.cbs)})
+            self.__dict__.update({**_start, **state, 'busy':True, 'cbs':sort_by_run(self.cbs), '_calls':None})
             try: self._part('fit', f)
             finally:
                 with ExitStack() as stack:
@@ -242,7 +244,7 @@ class Learner:
         self.lr = getattr(self.opt_func, 'keywords', {}).get('lr', self.lr)
         self.opt = self.opt_func(self.splitter(self.model), lr=self.lr)
         if not hasattr(self.opt, 'set_hypers'):
-            raise TypeError(f'`opt_func` made a `{type(self.opt).__name__}`, which has no `set_hypers`: use `OptimWrapper`.')
+            raise TypeError(f'A `{type(self.opt).__name__}` has no `set_hypers`: wrap it with `OptimWrapper`.')
         self.opt.set_names(self.model.named_parameters())
         norm,bias = norm_bias_params(self.model)
         for p in [] if self.wd_bn_bias else norm+bias: self.opt.state[p]['do_wd'] = False
@@ -257,14 +259,14 @@ class Learner:
     def add_cb(self, cb): # A callback, or a class of them
         "Add a callback; returns the learner"
         cb = cb() if isinstance(cb, type) else cb
-        if not isinstance(cb, Callback): raise TypeError(f'{cb!r} is no callback; a function becomes one by `Callback(after_batch=f)`.')
-        cb.learn,self.cbs = self,sort_by_run(self.cbs.filter(lambda o: o is not cb) + [cb])
+        if not isinstance(cb, Callback): raise TypeError(f'{cb!r} is no callback; see `Callback(after_batch=f)`.')
+        cb.learn,self.cbs,self._calls = self,sort_by_run(self.cbs.filter(lambda o: o is not cb) + [cb]),None
         return self
     def remove_cb(self, cb): # A callback, or a class: all that are of it
         "Remove a callback; returns the learner"
         gone = self.cbs.filter(lambda o: o is cb or isinstance(cb, type) and isinstance(o, cb))
         for o in gone: o.learn = None
-        self.cbs = self.cbs.filter(lambda o: o not in gone)
+        self.cbs,self._calls = self.cbs.filter(lambda o: o not in gone),None
         return self
     def add_cbs(self, cbs): return reduce(lambda learn,cb: learn.add_cb(cb), L(cbs), self) # One or several
     def remove_cbs(self, cbs): return reduce(lambda learn,cb: learn.remove_cb(cb), L(cbs), self) # One or several
@@ -290,7 +292,7 @@ class Learner:
     x = property(lambda self: detuplify(self.xb), doc="The input, or a tuple of several")
     y = property(lambda self: detuplify(self.yb), doc="The target, or a tuple of several")
 
-# %% ../nbs/08_learner.ipynb #bdb643e0
+# %% ../nbs/08_learner.ipynb #39adba9d
 class TrainEvalCallback(Callback):
     "Brings the model to its device and into training or evaluation mode, and counts"
     order,run_valid,modes = -10,False,()
@@ -302,8 +304,9 @@ class TrainEvalCallback(Callback):
         self.model.train()
     def before_validate(self): self.model.eval()
     def after_batch(self):
-        self.learn.train_iter += 1
-        self.learn.pct_train = (self.epoch + (self.iter+1)/self.n_iter)/self.n_epoch
+        learn = self.learn
+        learn.train_iter += 1
+        learn.pct_train = (learn.epoch + (learn.iter+1)/learn.n_iter)/learn.n_epoch
     def cleanup_fit(self):
         for m,mode in () if self.fitting else self.modes: m.training = mode
         self.modes = ()

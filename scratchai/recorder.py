@@ -107,7 +107,7 @@ class AvgSmoothLoss(Metric):
         if self.waiting: self.take(_numbers(self.waiting))
         return self.values[-1] if self.values else None
 
-# %% ../nbs/09_recorder.ipynb #9ff8288f
+# %% ../nbs/09_recorder.ipynb #08b6e376
 def _unique(names, taken):
     "`names`, with a number after those that are `taken` or come again"
     res = []
@@ -149,13 +149,15 @@ class Recorder(Callback):
         self.began = True
     before_validate = before_train
     def after_batch(self):
-        if self.learn.loss is None: return # cancelled before there was one
-        if self.training:
-            self.smooth.accumulate(self.learn)
-            self.group_lrs.append([o['lr'] for o in self.opt.hypers])
+        learn = self.learn
+        if learn.loss is None: return # cancelled before there was one
+        if learn.training:
+            self.smooth.accumulate(learn)
+            self.group_lrs.append([o['lr'] for o in learn.opt.hypers])
             self.lrs.append(self.group_lrs[-1][-1])
-        elif self.valid_metrics: self.avg.accumulate(self.learn)
-        for m in self.metrics if (self.train_metrics if self.training else self.valid_metrics) else (): m.accumulate(self.learn)
+        elif self.valid_metrics: self.avg.accumulate(learn)
+        wanted = self.train_metrics if learn.training else self.valid_metrics
+        for m in learn.metrics if wanted else (): m.accumulate(learn)
     def after_train(self): self._fill(self.names[0], self.metrics)
     def after_validate(self): self._fill(self.names[1], [self.avg, *self.metrics])
     def _fill(self, names, metrics):
@@ -194,7 +196,8 @@ class Recorder(Callback):
         ax.plot(range(skip_start+1, len(self.losses)+1), self.losses[skip_start:], label='train')
         for x in self.iters if show_epochs else []: ax.axvline(x, color='grey', ls=':')
         rows = self.history[len(self.history)-len(self.iters):] if with_valid else []
-        pts = [(x, r['valid_loss']) for x,r in zip(self.iters, rows) if r.get('valid_loss') is not None and x>skip_start]
+        pts = [(x, r.get('valid_loss')) for x,r in zip(self.iters, rows) if x>skip_start]
+        pts = [o for o in pts if o[1] is not None]
         if pts: ax.plot(*zip(*pts), label='valid', marker='o', ms=4)
         if log: ax.set(xscale='log', yscale='log')
         ax.set(xlabel='batch', ylabel='loss', title='learning curve')
@@ -271,9 +274,10 @@ class ProgressCallback(Callback):
         widths = [max(8, len(o)) for o in self.recorder.metric_names]
         print('  '.join(c.ljust(w) for c,w in zip(cells, widths)).rstrip(), flush=True)
 
-# %% ../nbs/09_recorder.ipynb #57440166
+# %% ../nbs/09_recorder.ipynb #9bf6a967
 Learner.bars = Learner.create_mbar = True
-Learner.default_callbacks = L(TrainEvalCallback, Recorder, ProgressCallback, CtrlCCallback, WhereCallback, CheckCallback)
+_safety = CtrlCCallback,WhereCallback,CheckCallback
+Learner.default_callbacks = L(TrainEvalCallback, Recorder, ProgressCallback, *_safety)
 
 # %% ../nbs/09_recorder.ipynb #e00f1a8f
 @contextmanager
@@ -288,7 +292,7 @@ Learner.no_bar = lambda self: _replaced(self, 'bars', False)
 Learner.no_logging = lambda self: _replaced(self, 'logger', noop)
 Learner.no_mbar = lambda self: _replaced(self, 'create_mbar', False)
 
-# %% ../nbs/09_recorder.ipynb #652a3d6f
+# %% ../nbs/09_recorder.ipynb #a7c3af6b
 @patch
 def validate(self:Learner,
     ds_idx:int=1, # 0: the training set, 1: the validation set
@@ -296,7 +300,7 @@ def validate(self:Learner,
     cbs=None, # Callbacks for this validation only; inside of a callback they are the only ones
 )->L: # The loss, then the metrics
     "Loss and metrics of a set"
-    if dl is None: dl = [self.dls.train, getattr(self.dls, 'valid', None)][ds_idx] if ds_idx in (0,1) else self.dls[ds_idx]
+    if dl is None: dl = getattr(self.dls, ('train','valid')[ds_idx], None) if ds_idx in (0,1) else self.dls[ds_idx]
     if self.busy:
         metrics = deepcopy(self.metrics, {id(o):o for o in self.metrics.attrgot('func')})
         return Learner(self.dls, self.model, self.loss_func, metrics=metrics).validate(dl=dl, cbs=cbs)

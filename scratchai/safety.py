@@ -71,7 +71,7 @@ class CheckCallback(Callback):
         if not len(self.dl): warnings.warn(f'The {name} set has no batches, so there is no loss and no metric.')
     before_validate = before_train
     def before_backward(self):
-        if not self.loss_grad.requires_grad: raise RuntimeError('The loss depends on no parameter that is trained: '
+        if not self.learn.loss_grad.requires_grad: raise RuntimeError('The loss depends on no parameter that is trained: '
             'are all of them frozen (`learn.unfreeze()`), or did something detach it?')
     def after_batch(self):
-        if self.training and not self.yb: warnings.warn('Nothing is trained on a batch without targets; give `(x, y)`.')
+        if self.learn.training and not self.learn.yb: warnings.warn('Nothing is trained on a batch without targets; give `(x, y)`.')

@@ -236,7 +236,7 @@ def test_start_epoch():
     assert seen==[(2,.5),(3,.75)]
     learn.fit(4, start_epoch=4)
     for start in (5,-1):
-        with pytest.raises(ValueError, match='between 0 and `n_epoch`=2'): learn.fit(2, start_epoch=start)
+        with pytest.raises(ValueError, match='from 0 to `n_epoch`'): learn.fit(2, start_epoch=start)
 
 def test_rates_decay_and_a_new_optimizer():
     learn = learner()
@@ -251,7 +251,7 @@ def test_rates_decay_and_a_new_optimizer():
         learn = learner(**kw)
         learn.fit(0)
         assert learn.opt.hypers[0][k]==v
-    with pytest.raises(TypeError, match='use `OptimWrapper`'): learner(opt_func=lambda ps,lr: torch.optim.SGD(ps, lr)).fit(1)
+    with pytest.raises(TypeError, match='wrap it with `OptimWrapper`'): learner(opt_func=lambda ps,lr: torch.optim.SGD(ps, lr)).fit(1)
 
 def test_gradients_left_behind_are_not_part_of_the_first_step():
     a,b = [synth_learner(data=dls, model=m, default_cbs=False) for dls in [synth_dls()] for m in [RegModel()] for m in (m, deepcopy(m))]
