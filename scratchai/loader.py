@@ -29,8 +29,7 @@ def collate(
 ): # The same form, with a first axis of length `len(items)`; what is none of these (text, `None`) is a list
     "Stack items into a batch"
     o = items[0]
-    if isinstance(o, Tensor): return torch.stack(list(items))
-    if isinstance(o, np.ndarray): return torch.stack([torch.as_tensor(o) for o in items])
+    if isinstance(o, (Tensor,np.ndarray)): return torch.stack(list(map(torch.as_tensor, items)))
     if isinstance(o, (int,float,np.number,np.bool_)): return torch.tensor(items)
     if isinstance(o, (dict,UserDict)):
         if any(p.keys()!=o.keys() for p in items): raise ValueError('the dicts have different keys')
@@ -91,10 +90,6 @@ class _Maker:
     def reseed(self, seed, i):
         rngs = random.seed,np.random.seed,torch.default_generator.manual_seed,getattr(self.ds, 'reseed', noop)
         for f in rngs if seed else (): f(_seed(*seed, i))
-    def item(self, i, seed):
-        self.reseed(seed, i)
-        try: return self.ds[i]
-        except Exception as e: raise ItemError(i, self.path(i), f'{type(e).__name__}: {e}') from e
     def batch(self, idxs, seed):
         "A batch, or `None` if no item is left, and errors of those left out"
         items,bad = {},[]
@@ -102,10 +97,11 @@ class _Maker:
             self.reseed(seed, idxs[0])
             items = dict(zip(idxs, self.ds.__getitems__(idxs), strict=True))
         for i in () if items else idxs:
-            try: items[i] = self.item(i, seed)
-            except ItemError as e:
-                if not self.skip_bad: raise
-                bad.append(e)
+            self.reseed(seed, i)
+            try: items[i] = self.ds[i]
+            except Exception as e:
+                bad.append(ItemError(i, self.path(i), f'{type(e).__name__}: {e}'))
+                if not self.skip_bad: raise bad[0] from e
         try: return self.collate_fn(list(items.values())) if items else None,bad
         except Exception as e:
             sizes = groupby(items, lambda i: str(apply(lambda o: tuple(getattr(o, 'shape', ())), items[i])))
@@ -137,8 +133,7 @@ class _Workers:
         threading._register_atexit(self.end)
     def know(self, now):
         "Do they run, as children of this process, and were they given what is `now`?"
-        same = len(now)==len(self.known) and all(a is b for a,b in zip(now, self.known))
-        return same and self.pid==os.getpid() and self.end.still_active()
+        return [*map(id, now)]==[*map(id, self.known)] and self.pid==os.getpid() and self.end.still_active()
     def batches(self, todo, ahead, timeout):
         "What `run` gives for each of `todo`, in order; `ahead` are asked for in advance"
         asked,live = (self.ex.submit(_Maker.run, *o) for o in todo),deque()
