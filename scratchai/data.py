@@ -121,23 +121,6 @@ def show_batch(self:DataLoaders,
     ys = [self.vocab[int(o)] if self.vocab else int(o) for o in yb[:max_n]]
     show_images(xs, nrows=nrows or round(len(xs)**.5), titles=[printable(class_names.get(o, o)) for o in ys], **kwargs)
 
-# %% ../nbs/03_data.ipynb #5ce9e111
-@patch
-def summary(self:DataLoaders):
-    "What happens to the first training item, step by step"
-    def what(o):
-        if not isinstance(o, Tensor): return printable(o)
-        spread = f'{float(o.min()):.3g} to {float(o.max()):.3g}, ' if o.numel() else ''
-        return f'{tuple(o.shape)} {str(o.dtype)[6:]}, {spread}on {o.device}'
-    def say(step, x): print(f'{step:<10}', str(apply(what, x)).replace("'", ''))
-    ds,item = self.train_ds,self.train_ds[0]
-    if hasattr(ds, 'fns'): say('file', '…/'+'/'.join(Path(ds.fns[0]).parts[-3:]))
-    say('item', item)
-    say('collate', b := self.train.collate_fn([item]))
-    b = to_device(b, self.device)
-    tfms = self.after_batch.filter(lambda f: getattr(f, 'split_idx', None)!=1)
-    for f in tfms: say(getattr(f, '__name__', type(f).__name__), b := f(b))
-
 # %% ../nbs/03_data.ipynb #3f38b3dc
 class _FromLists(DataLoaders):
     @classmethod

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt,torch
 from torch import Tensor
 from fastcore.all import *
 from .core import *
+from .data import *
 from .learner import *
 
 # %% ../nbs/22_inside.ipynb #2620822c
@@ -92,6 +93,23 @@ def summary(self:Learner):
     _add('total', '', list(model.parameters()))
     ws = [max(map(len, c)) for c in zip(*rows)]
     return PrettyString('\n'.join('  '.join(map(str.ljust, r, ws)).rstrip() for r in rows))
+
+# %% ../nbs/22_inside.ipynb #baeb37f7
+@patch
+def summary(self:DataLoaders):
+    "What happens to the first training item, step by step"
+    def what(o):
+        if not isinstance(o, Tensor): return printable(o)
+        spread = f'{float(o.min()):.3g} to {float(o.max()):.3g}, ' if o.numel() else ''
+        return f'{tuple(o.shape)} {str(o.dtype)[6:]}, {spread}on {o.device}'
+    def say(step, x): print(f'{step:<10}', str(apply(what, x)).replace("'", ''))
+    ds,item = self.train_ds,self.train_ds[0]
+    if hasattr(ds, 'fns'): say('file', '…/'+'/'.join(Path(ds.fns[0]).parts[-3:]))
+    say('item', item)
+    say('collate', b := self.train.collate_fn([item]))
+    b = to_device(b, self.device)
+    tfms = self.after_batch.filter(lambda f: getattr(f, 'split_idx', None)!=1)
+    for f in tfms: say(getattr(f, '__name__', type(f).__name__), b := f(b))
 
 # %% ../nbs/22_inside.ipynb #fd21ce95
 @patch

@@ -148,6 +148,7 @@ def test_pictures():
     with pytest.raises(ValueError, match='no pictures'): show_images([])
 
 def test_self():
+    from scratchai.all import Self
     fs = L('data/cat/1.jpg', 'data/dog/2.jpg').map(Path)
     assert fs.map(Self.parent.name())==fs.map(Self.parent.name.upper().lower())==['cat','dog']
     assert fs.map(Self.name.split('.')[0].upper())==['1','2']

@@ -1,11 +1,13 @@
 "Hooks, summary, the loop as text, activation statistics, the timeline: scratchai.inside"
-import time
+import io,os,sys,time
+from contextlib import redirect_stdout
 from collections import namedtuple
 from dataclasses import dataclass
 
 import pytest,torch,torch.nn as nn
 from fastcore.all import L,NS,test_close as close
 from scratchai.core import *
+from scratchai.data import *
 from scratchai.inside import *
 from scratchai.layers import *
 from scratchai.learner import *
@@ -214,3 +216,26 @@ def test_which_epoch():
     assert never.spans==[]
     learn.add_cb(first).validate()
     assert len(first.spans)==56
+
+# The loaders
+
+def said(dls):
+    with redirect_stdout(io.StringIO()) as out: dls.summary()
+    return out.getvalue()
+
+def test_the_way_of_an_item(pictures):
+    fns = get_image_files(pictures(dog=4, cat=4))
+    only = L(ToFloat(), ToFloat())
+    only[1].split_idx = 1 # would fail: a float picture is not `(bs, h, w, c)` any more
+    out = said(DataLoaders(DataLoader(Dataset(fns), n_workers=0), [], batch_tfms=only, device='cpu'))
+    assert out.count('ToFloat')==1 and out.splitlines()[0].startswith('file       …/') and '(1, 3, 64, 64) float32' in out
+    dicts = [dict(x=torch.zeros(2,3), name='a', y=1)]*4
+    out = said(DataLoaders(DataLoader(dicts, bs=2, n_workers=0), device='cpu'))
+    assert out.splitlines()[0]=='item       {x: (2, 3) float32, 0 to 0, on cpu, name: a, y: 1}'
+    assert '(0,) float32, on cpu' in said(DataLoaders(DataLoader([torch.zeros(0)], bs=1, n_workers=0), device='cpu'))
+
+@pytest.mark.skipif(sys.platform!='linux', reason='names of files are text there')
+def test_an_item_whose_name_is_not_utf8(pictures):
+    d = pictures(dog=3, cat=3)/'dog'
+    os.rename(d/'0.JPEG', os.fsencode(d)+b'/\xff.JPEG')
+    assert said(ImageDataLoaders.from_folder(d.parent, valid_pct=.5, seed=1, n_workers=0, device='cpu')).encode()
