@@ -182,7 +182,7 @@ class Dataset:
         if i is not None: raise ValueError(f'The class {labels[i]!r} of {self.fns.name(i)} is not among the classes to '
             f'learn: {self.vocab}.')
         self.y = np.array([self.v2i[o] for o in labels], dtype=np.int64)
-    random = property(lambda self: self.tfm is not None)
+    random = property(lambda self: self.tfm is not None or type(self) is not Dataset) # a subclass may draw numbers
     def __len__(self): return len(self.y)
     def __getitem__(self, i):
         x = self.decode(i)

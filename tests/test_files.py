@@ -220,3 +220,11 @@ def test_labels_that_cannot_be(fns):
 class Grey(Dataset):
     def decode(self, i): return super().decode(i)[...,:1]
 def test_a_subclass_decodes_otherwise(fns): assert Grey(fns)[0][0].shape==(64,64,1)
+
+
+def test_a_subclass_counts_as_random():
+    "The loader seeds the generators for its items, so that workers do not all draw the same"
+    class Noisy(Dataset):
+        def decode(self, i): return torch.randint(256, (4,4,3), dtype=torch.uint8)
+    fns = ['a/1.jpg', 'b/2.jpg']
+    assert [Dataset(fns).random, Dataset(fns, tfm=torch.flip).random, Noisy(fns).random] == [False, True, True]
