@@ -121,6 +121,7 @@ class CachedDataset(Dataset):
         h,w = map(int, size if hasattr(size, '__len__') else (size,size))
         self.how,self.stats = self._how(),np.array([self._stat(i) for i in range(len(self))], np.int64)
         self.cache = Cache(cache, self._key(h, w), (len(self),h,w,3)) if len(self) else None
+    random = property(lambda self: self.tfm is not None) # what is decoded once draws nothing
     def _how(self): return self.size,self.method,repr(self.decoding)
     def _stat(self, i):
         "Size and time of the file of picture `i`, -1 for a missing one"
