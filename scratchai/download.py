@@ -57,15 +57,13 @@ def _download(url, part, timeout, progress):
     try:
         if any(_append(url, part, timeout, progress) for _ in range(5)): return part
     except (OSError,HTTPException) as e: why = str(e).partition('\n')[0]
-    have = part.stat().st_size if part.exists() else 0
-    raise ConnectionError(f'{url} could not be downloaded ({why}; {have} bytes are kept, to go on from). '
-        f'Call again, or put the archive at {part.with_suffix("")} yourself.')
+    raise ConnectionError(f'{url} could not be downloaded ({why}). Call again to go on from there, or put the archive '
+        f'at {part.with_suffix("")} yourself.')
 
 # %% ../nbs/31_download.ipynb #bec91b51
 def _check(file, size, digest):
     "Compare `file` with the size and the digest that it should have"
-    n = os.path.getsize(file)
-    if size not in (None,n): raise ValueError(f'{file} has {n} bytes, and should have {size}.')
+    if size not in (None, n := os.path.getsize(file)): raise ValueError(f'{file} has {n} bytes, and should have {size}.')
     if not digest: return
     algo,_,want = digest.strip().lower().rpartition(':')
     h = hashlib.new(algo or {32:'md5'}.get(len(want), 'sha256'))
