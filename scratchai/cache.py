@@ -125,9 +125,8 @@ class CachedDataset(Dataset):
     def _how(self): return self.size,self.method,repr(self.decoding)
     def _stat(self, i):
         "Size and time of the file of picture `i`, -1 for a missing one"
-        try: s = os.stat(self.fns.name(i))
-        except OSError: return -1,-1
-        return s.st_size,s.st_mtime_ns
+        with suppress(OSError): return (s := os.stat(self.fns.name(i))).st_size,s.st_mtime_ns
+        return -1,-1
     def _key(self, h, w):
         "A name that changes with the files and with the way they are decoded"
         how = type(self).__module__,type(self).__qualname__,h,w,self.how[1:],PIL.__version__

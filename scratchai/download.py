@@ -63,7 +63,7 @@ def _download(url, part, timeout, progress):
 # %% ../nbs/31_download.ipynb #bec91b51
 def _check(file, size, digest):
     "Compare `file` with the size and the digest that it should have"
-    if size not in (None, n := os.path.getsize(file)): raise ValueError(f'{file} has {n} bytes, and should have {size}.')
+    if size not in (None, n := os.path.getsize(file)): raise ValueError(f'{file} has {n} bytes and should have {size}.')
     if not digest: return
     algo,_,want = digest.strip().lower().rpartition(':')
     h = hashlib.new(algo or {32:'md5'}.get(len(want), 'sha256'))
