@@ -39,6 +39,15 @@ def test_first_steps_by_hand():
     close(first(Lion, wd=0.), [0.1]*3)
     close(first(Lion, wd=0.5, decouple_wd=False), [0.1]*3)
     close(first(Lamb, (1.,1.,1.), (0.,0.,0.)), [0.1]*3) # a norm of zero scales nothing
+    close(first(QHAdam, **adams|dict(sqr_mom=0.99), nu_1=0., nu_2=0.), [0.1]*3) # the sign of the gradient
+
+def test_two_steps_of_nadam_by_hand():
+    p = param(1., 2., 3.)
+    opt = NAdam([p], lr=0.1, wd=0.1)
+    for want in ([0.8000,1.7900,2.7800], [0.6494,1.6295,2.6096]):
+        p.grad = torch.tensor([0.1,0.2,0.3])
+        opt.step()
+        close(p.detach(), torch.tensor(want), eps=1e-4)
 
 def test_lion_by_its_formula():
     p,avg,want = param(1.),0.,1.
