@@ -7,7 +7,7 @@ __all__ = ['TerminateOnNaNCallback', 'TrackerCallback', 'PatientCallback', 'Earl
            'ReduceLROnPlateau', 'CSVLogger', 'ShowGraphCallback', 'TensorBoardCallback', 'PeakMemory']
 
 # %% ../nbs/20_tracker.ipynb #8bf9b149
-import csv,json,math,operator,os,pickle,re,warnings
+import csv,json,math,operator,pickle,re,warnings
 from copy import deepcopy
 
 import matplotlib.pyplot as plt,torch
@@ -65,8 +65,7 @@ class PatientCallback(TrackerCallback):
     "Base of callbacks that do something, `lose_patience`, when the number has not improved for `patience` epochs"
     wait = 0
     def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., # As in `TrackerCallback`
-        patience:int=1, # Epochs to wait; 0 is like 1
-        reset_on_fit:bool=True, # Forget the best when a fit begins?
+        patience:int=1, reset_on_fit:bool=True, # Epochs to wait, where 0 is like 1
     ):
         super().__init__(monitor, comp, min_delta, reset_on_fit)
         self.patience = max(patience, 1)
@@ -153,8 +152,7 @@ class SaveModelCallback(TrackerCallback):
         fname:str='model', # Name for `learn.save`; with `every_epoch`, the epoch is added
         every_epoch:int|bool=False, # Save after every so many epochs, whatever the number
         at_end:bool=False, # Save when training ends, instead of loading the best?
-        with_opt:bool=False, # Save, and load, the optimizer's state too?
-        reset_on_fit:bool=True, # Forget the best when a fit begins?
+        with_opt:bool=False, reset_on_fit:bool=True, # Save, and load, the optimizer's state too?
     ):
         if every_epoch and at_end: raise ValueError('Save either `every_epoch` or `at_end`, not both.')
         super().__init__(monitor, comp, min_delta, reset_on_fit)
@@ -179,8 +177,7 @@ class ReduceLROnPlateau(PatientCallback):
     order,new = TrackerCallback.order+2,None
     def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., patience:int=1, # As above
         factor:float=10., # The rates are divided by this, which is more than 1
-        min_lr:float=0., # But never below this
-        reset_on_fit:bool=True, # Forget the best when a fit begins?
+        min_lr:float=0., reset_on_fit:bool=True, # No rate gets below `min_lr`
     ):
         if factor<=1: raise ValueError(f'The rate is divided by `factor`, so it must be more than 1, not {factor}.')
         super().__init__(monitor, comp, min_delta, patience, reset_on_fit)
@@ -205,34 +202,30 @@ class CSVLogger(_Fits):
         append:bool=False, # Go on with an earlier table, instead of beginning anew?
     ): store_attr()
     def before_fit(self):
-        self.file,self.names = self.path/self.fname,list(self.recorder.metric_names)
-        old = self.file.read_text('utf8') if self.append and self.file.exists() else ''
-        if not old: return self._write(self.names, 'w')
-        have = next(csv.reader(old.splitlines()))
-        if have!=self.names: raise ValueError(f'{self.file} has the columns {have}, and not {self.names}.')
-        if old[-1]!='\n': self._write([])
-    def _write(self, row, mode='a'):
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open(mode, newline='', encoding='utf8') as f:
-            csv.writer(f).writerow(row)
-            f.flush()
-            os.fsync(f.fileno())
-    def after_epoch(self): self._write([self.history[-1][k] for k in self.names])
+        self.file,names = self.path/self.fname,list(self.recorder.metric_names)
+        self.rows = (self._rows() if self.append and self.file.exists() else []) or [names]
+        if self.rows[0]!=names: raise ValueError(f'{self.file} has the columns {self.rows[0]}, and not {names}.')
+        write_whole(self.file, self._write)
+    def after_epoch(self):
+        self.rows.append([self.history[-1][k] for k in self.rows[0]])
+        write_whole(self.file, self._write)
+    def _write(self, file):
+        with open(file, 'w', newline='', encoding='utf8') as f: csv.writer(f).writerows(self.rows)
+    def _rows(self):
+        with self.file.open(newline='', encoding='utf8') as f: return list(csv.reader(f))
     def read_log(self)->L: # A dict for each epoch; numbers where there are numbers
         "The table, read back from the file"
         def _num(o):
             try: return None if o=='' else int(o) if o.lstrip('-').isdigit() else float(o)
             except ValueError: return o
-        with self.file.open(newline='', encoding='utf8') as f: rows = L(csv.DictReader(f))
-        return rows.map(lambda o: {k:_num(v) for k,v in o.items()})
+        names,*rows = self._rows()
+        return L(rows).map(lambda o: dict(zip(names, map(_num, o))))
 
 # %% ../nbs/20_tracker.ipynb #23f28864
 class ShowGraphCallback(_Fits):
     "Draw the losses while training, and redraw after each epoch"
     order = 55
-    def __init__(self,
-        figsize:tuple=(4.5,2.8), # Width and height in inches
-    ): self.figsize = figsize
+    def __init__(self, figsize:tuple=(4.5,2.8)): self.figsize = figsize # Width and height in inches
     def before_fit(self): (self.fig,self.ax),self.shown = plt.subplots(figsize=self.figsize),None
     def after_epoch(self):
         self.ax.clear()
@@ -255,8 +248,7 @@ class TensorBoardCallback(_Fits):
         n_preds:int=9, # At most so many pictures
     ): store_attr()
     def before_fit(self):
-        try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e: raise ImportError(f'`{self}` needs a package: pip install tensorboard') from e
+        from torch.utils.tensorboard import SummaryWriter
         self.writer = SummaryWriter(self.log_dir)
         self.log_dir = self.writer.log_dir
     def after_batch(self):
@@ -274,9 +266,9 @@ class TensorBoardCallback(_Fits):
             if isinstance(v, (int,float)): self.writer.add_scalar(k, v, self.done+self.sent)
     def _draw(self, xb, yb, pred):
         if (xb.ndim, yb.ndim, pred.ndim)!=(4,1,2): raise ValueError('`log_preds` is for pictures with a class.')
-        names = [class_names.get(o, str(o)) for o in getattr(self.dls, 'vocab', None) or range(pred.shape[1])]
+        names = [class_names.get(o, o) for o in getattr(self.dls, 'vocab', None) or range(pred.shape[1])]
         titles = [f'{names[t]}\n{names[p]}' for t,p in zip(yb[:self.n_preds].tolist(), pred.argmax(-1).tolist())]
-        ims = to_cpu(getattr(self.dls, 'decode_batch', noop)(xb[:self.n_preds])).clamp(0, 1)
+        ims = getattr(self.dls, 'decode_batch', noop)(xb[:self.n_preds])
         axs = show_images(ims, nrows=round(len(ims)**0.5), titles=titles)
         self.writer.add_figure('target / prediction', axs[0].figure, self.done+self.sent)
     def cleanup_fit(self):
@@ -286,10 +278,10 @@ class TensorBoardCallback(_Fits):
 # %% ../nbs/20_tracker.ipynb #0d0bb621
 class PeakMemory(Callback):
     "A column with the peak memory of the epoch in MB: the GPU's where the model is on one, else the process's"
-    order,metric,cuda = 40,None,None
+    order,run_lr_find,metric,cuda = 40,False,None,None
     def before_fit(self):
-        device = getattr(first(self.model.parameters()), 'device', None)
-        self.cuda = device if device is not None and device.type=='cuda' else None
+        p = first(self.model.parameters())
+        self.cuda = p.device if p is not None and p.is_cuda else None
         self.metric = ValueMetric(self.peak, 'peak_mb')
         self.learn.metrics = self.metrics+[self.metric]
     def before_epoch(self):
@@ -300,8 +292,5 @@ class PeakMemory(Callback):
         "Peak memory since the epoch began"
         if self.cuda: return torch.cuda.max_memory_allocated(self.cuda)/2**20
         try: return int(re.search(r'VmHWM:\s*(\d+)', Path('/proc/self/status').read_text())[1])/2**10
-        except (OSError,TypeError): pass
-        try: import resource
-        except ImportError: return None
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
+        except (OSError,TypeError): return None
     def cleanup_fit(self): self.learn.metrics = [o for o in self.metrics if o is not self.metric]

@@ -90,6 +90,15 @@ def test_nothing_happens_in_a_validation_or_a_search(quick, tmp_path):
     learn.lr_find(num_it=20, show_plot=False)
     assert os.listdir(tmp_path)==[] and plt.get_fignums()==[]
 
+def test_a_search_after_a_fit_leaves_files_and_figures_alone(quick, tmp_path):
+    cbs = [SaveModelCallback(), EarlyStoppingCallback(patience=9), ReduceLROnPlateau(patience=9), CSVLogger(), ShowGraphCallback(), TensorBoardCallback(tmp_path/'run'), PeakMemory()]
+    assert not any(type(o).run_lr_find for o in cbs)
+    learn = run(quick(cbs=cbs), 2)
+    def seen(): return {o: (o.stat().st_mtime_ns, o.read_bytes()) for o in tmp_path.rglob('*') if o.is_file()},[(o.best,o.wait) for o in cbs[1:3]],cbs[4].fig,learn.cbs
+    old = seen()
+    learn.lr_find(num_it=20, show_plot=False)
+    assert seen()==old and len(old[0])==3 and plt.get_fignums()==[]
+
 # Stopping
 
 @pytest.mark.parametrize('vals,kwargs,want', [((1.,2.,1.,3.,1.,1.,5.), dict(patience=2), 6), ((1.,2.,1.,3.), {}, 3), ((1.,1.2,3.), dict(min_delta=0.5), 2),
@@ -327,7 +336,7 @@ def test_pictures_with_their_predictions(tmp_path, quick):
     with pytest.raises(ValueError, match='is for pictures'): run(quick(), 1, TensorBoardCallback(tmp_path/'r', log_preds=True))
 
 def test_no_tensorboard(quick, tmp_path):
-    with mock_patch.dict(sys.modules, {'torch.utils.tensorboard':None}), pytest.raises(ImportError, match='pip install tensorboard'):
+    with mock_patch.dict(sys.modules, {'torch.utils.tensorboard':None}), pytest.raises(ImportError, match='tensorboard'):
         run(quick(), 1, TensorBoardCallback(tmp_path/'none'))
     assert not (tmp_path/'none').exists()
 
@@ -343,8 +352,7 @@ def test_peak_memory(quick):
     if os.access('/proc/self/clear_refs', os.W_OK): assert 150 < peaks[1]-peaks[2] < 250
     assert len(learn.metrics)==0
     assert len(quick(model=ReLU()).validate(cbs=PeakMemory()))==2 # no parameters
-    ever = PeakMemory().peak()
-    with mock_patch.object(Path, 'read_text', lambda self: ''): assert PeakMemory().peak() is None or sys.platform=='linux'
+    with mock_patch.object(Path, 'read_text', lambda self: ''): assert PeakMemory().peak() is None # another system
 
 # All together
 
