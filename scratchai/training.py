@@ -31,9 +31,7 @@ class ShortEpochCallback(Callback):
 class StopAfterNBatches(Callback):
     "End the whole training after `n` batches"
     run_valid,run_lr_find,toward_end = False,False,True
-    def __init__(self,
-        n:int=2, # Training batches
-    ): self.n = n
+    def __init__(self, n:int=2): self.n = n # Training batches
     def after_batch(self):
         if self.train_iter>=self.n: raise CancelFitException
 
@@ -69,13 +67,14 @@ class GradientClip(Callback):
 class GradientAccumulation(Callback):
     "Step when `n_acc` items have been seen, and at the end of each epoch, with the gradient of their mean loss"
     order,run_valid,count,ended = 6,False,0,False
-    def __init__(self,
-        n_acc:int=32, # Items before a step
-    ):
+    def __init__(self, n_acc:int=32): # Items before a step
         if n_acc<1: raise ValueError(f'A step needs at least one item, not `n_acc={n_acc}`.')
         self.n_acc = n_acc
 
-    def before_train(self): self._forget()
+    def before_train(self):
+        self.count,self.ended = 0,False
+        if self.opt is not None: self.opt.zero_grad()
+    cleanup_fit = before_train
     def after_loss(self):
         if self.loss_grad is not None: self.learn.loss_grad = self.loss_grad*(find_bs(self.yb)/self.n_acc)
     def after_cancel_backward(self): self.count -= find_bs(self.yb)
@@ -89,11 +88,6 @@ class GradientAccumulation(Callback):
     def after_train(self):
         self.ended = True
         if self.count: self.learn._part('step', self.learn._step)
-        self._forget()
-    def cleanup_fit(self): self._forget()
-    def _forget(self):
-        self.count,self.ended = 0,False
-        if self.opt is not None: self.opt.zero_grad()
 
 # %% ../nbs/21_training.ipynb #241b26e4
 def set_bn_eval(
@@ -115,8 +109,6 @@ class BnFreeze(Callback):
 # %% ../nbs/21_training.ipynb #467309f3
 class ModelResetter(Callback):
     "Call the model's `reset` before training, before validation and at the end"
-    def before_fit(self):
-        if not hasattr(self.model, 'reset'): raise AttributeError(f'`{type(self.model).__name__}` has no `reset`.')
     def before_train(self): self.model.reset()
     before_validate = after_fit = before_train
 
@@ -136,8 +128,6 @@ class RNNRegularizer(Callback):
         alpha:float=0., # Weight of AR, on the outputs after dropout `(bs, seq, nh)`
         beta:float=0., # Weight of TAR, on the outputs before dropout `(bs, seq, nh)`
     ): store_attr()
-    def before_fit(self):
-        if not hasattr(self.learn, 'rnn'): raise AttributeError('`RNNRegularizer` needs `RNNCallback`: use `rnn_cbs`.')
     def after_loss(self):
         h,out = self.rnn.raw_out.float(),self.rnn.out.float()
         ar,tar = out.pow(2).mean(),h.diff(dim=1).pow(2).sum()/max(1, h[:,1:].numel())

@@ -221,5 +221,5 @@ def test_outputs_are_not_kept_after_an_error():
     assert L(rnn_cbs()).map(str)==['ModelResetter','RNNCallback']
 
 def test_what_recurrent_callbacks_need():
-    with pytest.raises(AttributeError, match='needs `RNNCallback`'): run(quick(), 1, RNNRegularizer(1.))
-    with pytest.raises(AttributeError, match='`RegModel` has no `reset`'): run(quick(), 1, ModelResetter)
+    with pytest.raises(AttributeError, match='no attribute `rnn`, nor a callback'): run(quick(), 1, RNNRegularizer(1.))
+    with pytest.raises(AttributeError, match='RegModel.*reset'): run(quick(), 1, ModelResetter)
