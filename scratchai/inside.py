@@ -24,7 +24,7 @@ class Hook:
         hook_func, # What to keep
         is_forward:bool=True, # `False`: the function gets the gradient of the output instead of the output
         detach:bool=True, # Cut tensors from their graphs first?
-        cpu:bool=False, # Move them to the CPU first?
+        cpu:bool=False, # Cut them, and move them to the CPU first?
     ):
         store_attr(but='m')
         self.stored,self.handle = None,m.register_forward_hook(self._forward)
@@ -33,12 +33,9 @@ class Hook:
         if self.is_forward: self._keep(m, inp, out)
         elif isinstance(out, Tensor) and out.requires_grad: out.register_hook(lambda grad: self._keep(m, inp, grad))
     def _keep(self, m, inp, out):
-        if self.detach: inp,out = apply(self._cut, (inp,out))
+        if self.cpu: inp,out = to_cpu((inp,out))
+        if self.detach: inp,out = apply(lambda o: o.detach() if isinstance(o, Tensor) else o, (inp,out))
         self.stored = self.hook_func(m, inp, out)
-    def _cut(self, t):
-        if not isinstance(t, Tensor): return t
-        return t.detach().cpu() if self.cpu else t.detach()
-
     def remove(self): self.handle.remove()
     def __enter__(self): return self
     def __exit__(self, *args): self.remove()
@@ -79,18 +76,16 @@ def leaf_modules(
 def summary(self:Learner):
     "A table of the layers: output shape, parameters, and how many of them are trained"
     dl,model,rows = self.dls.train,deepcopy(self.model).eval(),[('layer','output shape','parameters','trainable')]
-    def _add(name, shape, ps):
-        n,trained = [sum(p.numel() for p in ps if p.requires_grad or every) for every in (True,False)]
-        rows.append((name, str(shape), f'{n:,}', f'{trained:,}'))
-    def _hook(m, i, o):
+    def _add(m, i, o):
+        n,trained = [sum(p.numel() for p in m.parameters() if p.requires_grad or every) for every in (True,False)]
         shape = tuple(o.shape) if hasattr(o, 'shape') else type(o).__name__
-        _add(type(m).__name__, shape, list(m.parameters()))
+        rows.append((type(m).__name__, f'{shape}', f'{n:,}', f'{trained:,}'))
     with no_random(None): b = dl.one_batch() if hasattr(dl, 'one_batch') else first(dl)
     if b is None: raise ValueError('The training set has no batches, and without one `summary` cannot tell the shapes.')
     b = to_device(b if is_listy(b) else (b,), getattr(first(model.parameters()), 'device', 'cpu'))
     n_inp = getattr(self.dls, 'n_inp', None) or max(1, len(b)-1)
-    with Hooks(leaf_modules(model), _hook), torch.no_grad(): model(*b[:n_inp])
-    _add('total', '', list(model.parameters()))
+    with Hooks([*leaf_modules(model), model], _add), torch.no_grad(): model(*b[:n_inp])
+    rows[-1] = ('total','',*rows[-1][2:])
     ws = [max(map(len, c)) for c in zip(*rows)]
     return PrettyString('\n'.join('  '.join(map(str.ljust, r, ws)).rstrip() for r in rows))
 
@@ -107,8 +102,7 @@ def summary(self:DataLoaders):
     if hasattr(ds, 'fns'): say('file', '…/'+'/'.join(Path(ds.fns[0]).parts[-3:]))
     say('item', item)
     say('collate', b := self.train.collate_fn([item]))
-    b = to_device(b, self.device)
-    tfms = self.after_batch.filter(lambda f: getattr(f, 'split_idx', None)!=1)
+    b,tfms = to_device(b, self.device),self.after_batch.filter(lambda f: getattr(f, 'split_idx', None)!=1)
     for f in tfms: say(getattr(f, '__name__', type(f).__name__), b := f(b))
 
 # %% ../nbs/22_inside.ipynb #fd21ce95
@@ -143,14 +137,13 @@ class HookCallback(Callback):
     def before_fit(self): self.layers = L(ifnone(self.modules, leaf_modules(self.model, not self.include_paramless)))
     def before_batch(self):
         self.live = self.train_iter%(self.every or 1)==0
-        kwargs = dict(is_forward=self.is_forward, detach=self.detach, cpu=self.cpu)
-        if self.live: self.hooks = Hooks(self.layers, self.hook, **kwargs)
-    def after_batch(self): self.remove()
-    def cleanup_fit(self): self.remove()
+        kw = {k:getattr(self, k) for k in ('is_forward','detach','cpu')}
+        if self.live: self.hooks = Hooks(self.layers, self.hook, **kw)
     def remove(self):
         "Take the hooks off"
         if self.live: self.hooks.remove()
         self.live = False
+    after_batch = cleanup_fit = remove
 
 # %% ../nbs/22_inside.ipynb #74cf77ce
 class ActivationStats(HookCallback):
@@ -174,9 +167,9 @@ class ActivationStats(HookCallback):
         apply(lambda t: found.append(t) if isinstance(t, Tensor) else None, o)
         if not found: return
         o = found[0].float()
-        std = o.std() if o.numel()>1 else o.new_zeros(())
+        nums = [o.mean(), o.std(correction=min(1, o.numel()-1)), (o.abs()<=0.05).float().mean()]
         hist = o.abs().histc(self.bins, 0, self.top) if self.with_hist else o.new_zeros(0)
-        return torch.cat([torch.stack([o.mean(), std, (o.abs()<=0.05).float().mean()]), hist])
+        return torch.cat([torch.stack(nums), hist])
     def after_batch(self):
         seen = first(self.hooks.stored, risinstance(Tensor)) if self.live else None
         if seen is not None: self.stats.append([seen*torch.nan if o is None else o for o in self.hooks.stored])
@@ -192,28 +185,19 @@ class ActivationStats(HookCallback):
         "Logarithms of the counts, `(bins, batches)`"
         if not self.with_hist: raise ValueError('No histograms were kept: use `ActivationStats(with_hist=True)`.')
         return self._stacked(idx)[3:].log1p()
-
-# %% ../nbs/22_inside.ipynb #06e5e669
-@patch
-def color_dim(self:ActivationStats,
-    idx:int, # Number of the layer
-    figsize:tuple=(5,2), # Width and height in inches
-    ax=None, # matplotlib axes to draw on; `None` makes a figure
-): # The axes
-    "Draw the histograms of a layer, one column a batch"
-    hist,ax = self.hist(idx),ax or plt.subplots(figsize=figsize)[1]
-    ax.imshow(hist.numpy(), origin='lower', aspect='auto', extent=(0, len(self.stats)*(self.every or 1), 0, self.top))
-    ax.set(xlabel='batch', ylabel='|output|', title=f'{idx}: {type(self.layers[idx]).__name__}')
-    return ax
-
-@patch
-def plot_layer_stats(self:ActivationStats, idx:int): # Number of the layer
-    "Draw mean, standard deviation and share near zero of a layer"
-    stats,axs = self.layer_stats(idx),plt.subplots(1, 3, figsize=(9,2.2))[1]
-    for o,ax,title in zip(stats, axs, ('mean','standard deviation','share near zero')):
-        ax.plot([i*(self.every or 1) for i in range(len(o))], o)
-        ax.set(title=title, xlabel='batch')
-    return axs
+    def color_dim(self, idx:int, figsize:tuple=(5,2), ax=None): # Number of the layer; inches; matplotlib axes
+        "Draw the histograms of a layer, one column a batch"
+        hist,ax,end = self.hist(idx),ax or plt.subplots(figsize=figsize)[1],len(self.stats)*(self.every or 1)
+        ax.imshow(hist.numpy(), origin='lower', aspect='auto', extent=(0, end, 0, self.top))
+        ax.set(xlabel='batch', ylabel='|output|', title=f'{idx}: {type(self.layers[idx]).__name__}')
+        return ax
+    def plot_layer_stats(self, idx:int): # Number of the layer
+        "Draw mean, standard deviation and share near zero of a layer"
+        stats,axs = self.layer_stats(idx),plt.subplots(1, 3, figsize=(9,2.2))[1]
+        for o,ax,title in zip(stats, axs, ('mean','standard deviation','share near zero')):
+            ax.plot([i*(self.every or 1) for i in range(len(o))], o)
+            ax.set(title=title, xlabel='batch')
+        return axs
 
 # %% ../nbs/22_inside.ipynb #a3061b45
 class TraceCallback(Callback):
@@ -237,7 +221,7 @@ class TraceCallback(Callback):
         self.on = self.fitting and self.which in (None,self.epoch)
         if self.on: self.spans,self.begin = [],self._now()
     def before_train(self): self.last = self._now()
-    def before_validate(self): self.last = self._now()
+    before_validate = before_train
     def before_batch(self): self._mark('load')
     def after_loss(self): self._mark('forward')
     def after_backward(self): self._mark('backward')
@@ -250,11 +234,7 @@ class TraceCallback(Callback):
         res = dict.fromkeys([*self.phases, 'validation'], 0.)
         for phase,training,_,secs in self.spans: res[phase if training else 'validation'] += secs
         return res
-
-    def plot(self,
-        span:tuple|None=None, # From and to, in seconds since the epoch began; `None`: all of it
-        ax=None, # matplotlib axes to draw on; `None` makes a figure
-    ): # The axes
+    def plot(self, span:tuple|None=None, ax=None): # From and to, in seconds, or all; matplotlib axes to draw on
         "Draw the timeline"
         ax,parts = ax or plt.subplots(figsize=(8,2.4))[1],self.phases
         for i,p in enumerate(parts): ax.broken_barh([o[2:] for o in self.spans if p in o], (i-.4,.8), color=f'C{i}')

@@ -15,6 +15,7 @@ from scratchai.loader import *
 from scratchai.losses import *
 from scratchai.module import *
 from scratchai.recorder import *
+from scratchai.schedule import *
 
 def net(): return Sequential(Linear(1,8), ReLU(), Linear(8,1))
 def quick(**kwargs):
@@ -139,6 +140,13 @@ def test_asked_too_early():
     run(quick(), 1, stats := ActivationStats(every=5))
     assert len(stats.stats)==2
     with pytest.raises(ValueError, match='with_hist=True'): stats.hist(0)
+
+def test_a_search_is_not_watched():
+    learn = run(quick(cbs=[stats := ActivationStats(with_hist=True), trace := TraceCallback(), hooks := HookCallback(detach=False)]), 1)
+    old = list(stats.stats),list(trace.spans),hooks.hooks # tensors with a graph could not be copied
+    assert not any(type(o).run_lr_find for o in (stats,trace,hooks))
+    learn.lr_find(num_it=5, show_plot=False)
+    assert [list(map(id, o)) for o in (stats.stats,trace.spans)]==[list(map(id, o)) for o in old[:2]] and hooks.hooks is old[2]
 
 # Summary and loop
 
