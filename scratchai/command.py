@@ -14,10 +14,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 # %% ../nbs/37_command.ipynb #7bd3f7d2
 from contextlib import contextmanager,nullcontext,redirect_stdout,suppress
-
 from fastcore.all import *
-from fastcore.script import call_parse,is_cli,store_true
-
 from .core import *
 from .data import *
 from .layers import simple_cnn
@@ -33,12 +30,7 @@ class UsageError(ValueError): "An argument that cannot work: the message says wh
 archs = dict(simple_cnn=simple_cnn)
 
 def check_args(
-    arch:str, # A key of `archs`
-    epochs:int, # At least 1
-    lr:float, # Above 0
-    bs:int, # At least 1
-    size:int, # At least 16 pixels: four halvings
-    n_workers:int|None, # At least 0
+    arch:str, epochs:int, lr:float, bs:int, size:int, n_workers:int|None, # As given to the command
 ):
     "Check the command's numbers; raises `UsageError` with the first that cannot work"
     if arch not in archs: raise UsageError(f"There is no architecture `{arch}`: choose one of {', '.join(archs)}.")
@@ -47,19 +39,14 @@ def check_args(
     if not (math.isfinite(lr) and lr>0): raise UsageError(f"--lr is {lr}, and must be a number above 0, such as 0.01.")
 
 # %% ../nbs/37_command.ipynb #efd1a716
-def class_roots(
-    path, # A folder
-)->tuple: # Folders whose folders are classes: `train` and `val`, or `train`, or `path` itself
-    "Where the class folders of `path` are"
-    train,*valid = Path(path)/'train',*(Path(path)/o for o in ('val','valid'))
-    valid = first(valid, Path.is_dir)
+def class_roots(path)->tuple: # A folder
+    "The folders whose folders are its classes: `train` and `val`, or `train`, or `path` itself"
+    train,valid = Path(path)/'train',first([Path(path)/'val', Path(path)/'valid'], Path.is_dir)
     if valid: return train,valid
     return (train,) if any(o.is_dir() for o in train.glob('*')) else (Path(path),)
 
-def classes_in(
-    root, # A folder of class folders
-)->list: # Their names, each with at least one picture
-    "The classes of `root`; raises `UsageError` if there are none, or one is empty"
+def classes_in(root)->list: # A folder of class folders
+    "Their names; raises `UsageError` if there are none, or one holds no picture"
     if not root.is_dir(): raise UsageError(f'There is no folder `{root}` to train on.')
     names = sorted(o.name for o in root.iterdir() if o.is_dir() and o.name[0]!='.')
     if not names: raise UsageError(f'`{root}` holds no class folders: put the pictures of each class in its own.')
@@ -67,7 +54,6 @@ def classes_in(
     if empty: raise UsageError(f'The class folder `{root/empty}` holds no pictures: put some there, or remove it.')
     return names
 
-# %% ../nbs/37_command.ipynb #d5c4bb30
 def check_folder(
     path, # A folder of pictures, in one of the three layouts
     out=None, # Where results go; `None`: `scratchai-out`
@@ -86,11 +72,9 @@ def check_folder(
 
 # %% ../nbs/37_command.ipynb #fd96055d
 @contextmanager
-def out_folder(
-    out:str|None=None, # A folder that does not exist; `None`: the next free number in `scratchai-out`
-): # Yields the folder
+def out_folder(out:str|None=None): # A folder that does not exist; `None`: the next free number in `scratchai-out`
     "A new folder for a run's files, which no other run can get; if it stays empty, it is removed"
-    for p in [Path(out)] if out else map(Path('scratchai-out').joinpath, map(str, itertools.count(1))):
+    for p in [Path(out)] if out else (Path(f'scratchai-out/{i}') for i in itertools.count(1)):
         new = [o for o in (p, *p.parents) if not os.path.exists(o)]
         try: p.mkdir(parents=True)
         except FileExistsError as e:
@@ -126,9 +110,7 @@ class _Output(GetAttr):
         except OSError: os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 @contextmanager
-def cli_errors(
-    func, # The function that is the command
-):
+def cli_errors(func): # The function that is the command
     "In a command, what goes wrong ends in a sentence and an exit status; from Python it is raised"
     try:
         with redirect_stdout(_Output(sys.stdout or open(os.devnull, 'w'))) if is_cli(func) else nullcontext():
@@ -142,7 +124,7 @@ def cli_errors(
         sys.exit(130 if isinstance(e, KeyboardInterrupt) else 2 if isinstance(e, UsageError) else 1)
 
 # %% ../nbs/37_command.ipynb #eb5d3953
-def _make_learner(path, what, arch, seed, out, **kwargs):
+def _learner(path, what, arch, seed, out, **kwargs):
     set_seed(seed)
     alone = len(class_roots(path))<2
     if alone: what += ', of which a random fifth validates'
@@ -176,8 +158,7 @@ def scratchai_train(
         if path is not None: check_folder(path, out)
         with out_folder(out) as folder:
             path,what = best_data(download) if path is None else (Path(path),'your folder')
-            kwargs = dict(bs=bs, size=size, n_workers=n_workers, skip_bad=skip_bad)
-            learn = _make_learner(path, what, arch, seed, folder, **kwargs)
+            learn = _learner(path, what, arch, seed, folder, bs=bs, size=size, n_workers=n_workers, skip_bad=skip_bad)
             learn.fit_one_cycle(epochs, lr, cbs=FiniteCallback)
             print(f"Accuracy: {learn.history[-1]['accuracy']:.1%} of the validation pictures")
             print('Weights:', printable(save_weights(learn, folder/'weights.safetensors', arch=arch, size=size)))
