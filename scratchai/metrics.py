@@ -181,10 +181,7 @@ class F1Score(ConfusionMetric):
 # %% ../nbs/27_metrics.ipynb #5b69ff9f
 class Dice(ConfusionMetric):
     "Twice the overlap of the predicted and the true shape, over the sum of their areas; the mean over several classes"
-    def __init__(self,
-        axis:int=1, # The dimension of the classes
-        name:str|None=None, # Heading; `None`: that of the class
-    ): super().__init__(axis, name=name)
+    def __init__(self, axis:int=1, name:str|None=None): super().__init__(axis, name=name) # Of the classes; heading
     def _ratio(self, right, called, true): return 2*right/(called+true)
     @property
     def value(self):
