@@ -8,30 +8,20 @@ __all__ = ['class_names', 'hsv', 'tint', 'curve', 'Canvas', 'Shapes', 'Outdoors'
            'doodle', 'doodles']
 
 # %% ../nbs/30_doodles.ipynb #abe2426e
-import colorsys,json,math,random,shutil,tempfile,warnings,multiprocessing as mp,numpy as np
-from concurrent.futures import ProcessPoolExecutor
+import colorsys,json,math,random,shutil,tempfile,multiprocessing as mp,numpy as np
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 
 from PIL import Image,ImageChops,ImageDraw,ImageFilter
 from fastcore.all import *
 from .core import cache_dir
 
 # %% ../nbs/30_doodles.ipynb #7687d308
-def hsv(
-    h:float, # Hue in turns: 0 red, 1/3 green, 2/3 blue
-    s:float, # Saturation, 0 to 1
-    v:float, # Brightness, 0 to 1
-)->tuple: # Red, green and blue, 0 to 255
-    "A colour from its hue, saturation and brightness"
+def hsv(h, s, v):
+    "Red, green and blue, up to 255, of a hue in turns (0 red, 1/3 green), a saturation and a brightness, up to 1"
     return tuple(round(255*o) for o in colorsys.hsv_to_rgb(h%1, min(max(s,0),1), min(max(v,0),1)))
 
-def tint(
-    col:tuple, # Red, green and blue, 0 to 255
-    by:float, # 1 is white, -1 black, 0 the colour itself
-)->tuple: # A new colour
-    "`col`, lightened or darkened"
+def tint(col, by):
+    "`col`, nearer to white (`by` up to 1) or to black (`by` down to -1)"
     return tuple(round(o+(255-o)*by if by>0 else o*(1+by)) for o in col)
 
 # %% ../nbs/30_doodles.ipynb #a8027b49
@@ -39,50 +29,41 @@ def _points(pts):
     "Points `(..., 2)` from numbers, or from a text of hundredths"
     return np.array([o.split(',') for o in pts.split()], float)/100 if isinstance(pts, str) else np.asarray(pts, float)
 
-def curve(
-    pts, # Points `(n, 2)`, or a text of hundredths
-    closed:bool=False, # Join the last to the first?
-    n:int=6, # Points that replace each
-)->np.ndarray: # Points on a smooth curve, `(m, 2)`
-    "A smooth curve through points: Catmull and Rom's cubic between each pair of neighbours"
+def curve(pts, closed=False, n=6):
+    "Points on a smooth curve through `pts`, `n` for each: Catmull and Rom's cubic between neighbours"
     p = _points(pts)
     p = np.concatenate([p[-1:], p, p[:2]] if closed else [p[:1], p, p[-1:]])
     a,b,c,d = (p[k:len(p)-3+k,None] for k in range(4))
     t = np.linspace(0, 1, n, endpoint=False)[:,None]
-    q = b + t/2*(c-a + t*(2*a-5*b+4*c-d + t*(3*(b-c)+d-a)))
-    return q.reshape(-1,2) if closed else np.concatenate([q.reshape(-1,2), p[-1:]])
+    q = (b + t/2*(c-a + t*(2*a-5*b+4*c-d + t*(3*(b-c)+d-a)))).reshape(-1,2)
+    return q if closed else np.concatenate([q, p[-1:]])
 
 # %% ../nbs/30_doodles.ipynb #42dfb451
 class Canvas:
-    "A picture and the mask of its object, drawn at twice their size in coordinates from -1 to 1"
-    def __init__(self,
-        size:int=160, # Height and width of the finished picture in pixels
-        seed=0, # Of everything that is left to chance: a number or a text
-    ):
+    "A picture of `size` pixels and the mask of its object, both drawn at twice that size, and all chance from `seed`"
+    def __init__(self, size=160, seed=0):
         self.size,self.r,self.mark = size,random.Random(seed),0
         self.im,self.mask = Image.new('RGB', (2*size,2*size)),Image.new('L', (2*size,2*size))
         self.pose = np.array([[1,1], [1,0], [0,1]])*float(size) # where (0,0) lies; one step right; one step down
-        lean,(y,x) = self.r.uniform(-.8,.8),np.mgrid[-1:1:32j,-1:1:32j]
+        lean,(y,x) = self.u(-.8,.8),np.mgrid[-1:1:32j,-1:1:32j]
         self.ramp = Image.fromarray((127.5+127*(y+lean*x)/(1+abs(lean))).astype(np.uint8))
 
     def u(self, lo=0., hi=1.): return self.r.uniform(lo,hi)
     def pick(self, *opts): return self.r.choice(opts)
     def spots(self, n, xs, ys): return np.array([(self.u(*xs), self.u(*ys)) for _ in range(n)]).T
-    def paint(self, s=(.35,.9), v=(.35,.95), usual=None):
-        "Any colour; where there are `usual` hues, mostly one of them"
+    def paint(self, s=(.35,.9), v=(.35,.95), usual=None): # Any colour; of `usual` hues, mostly one of them
         return hsv(self.pick(*usual)+self.u(-.02,.02) if usual and self.u()<.65 else self.u(), self.u(*s), self.u(*v))
 
     @contextmanager
-    def at(self, x=0., y=0., size=1., turn=0., flip=False):
-        "Inside the `with`, draw around (x,y), scaled, turned by `turn` degrees, mirrored"
-        old,(o,u,v) = self.pose,self.pose
+    def at(self, x=0., y=0., size=1., turn=0., flip=False, mark=None):
+        "Inside the `with`, draw around (x,y), scaled, turned by `turn` degrees, mirrored, with this `mark`"
+        old,(o,u,v) = (self.pose,self.mark),self.pose
         c,s = size*math.cos(math.radians(turn)),size*math.sin(math.radians(turn))
-        self.pose = np.array([o+x*u+y*v, (c*u+s*v)*(-1 if flip else 1), c*v-s*u])
+        self.pose,self.mark = np.array([o+x*u+y*v, (c*u+s*v)*(-1 if flip else 1), c*v-s*u]),ifnone(mark,self.mark)
         try: yield self
-        finally: self.pose = old
+        finally: self.pose,self.mark = old
 
-    def px(self, pts):
-        "Pixels of points `(..., 2)`"
+    def px(self, pts): # Pixels of points `(..., 2)`
         pts,(o,u,v) = _points(pts),self.pose
         return o + pts[...,:1]*u + pts[...,1:]*v
 
@@ -97,8 +78,7 @@ class Canvas:
 
     def stamp(self, pts, draw, pad, col, shade=0., alpha=1., inside=False):
         "Draw each of the shapes `pts` `(k, n, 2)` on one stencil with `draw(d, xy, fill)`, then `put` it"
-        xy = self.px(pts)
-        xy = xy.reshape(-1, *xy.shape[-2:])
+        xy = (xy := self.px(pts)).reshape(-1, *xy.shape[-2:])
         lo = np.maximum(np.floor(xy.min((0,1))-pad), 0).astype(int)
         w,h = (np.minimum(np.ceil(xy.max((0,1))+pad), 2*self.size).astype(int) - lo).tolist()
         if w<=0 or h<=0: return
@@ -110,61 +90,51 @@ class Canvas:
 _soft = ImageChops.invert(Image.radial_gradient('L')).point(lambda o: max(0, o-75)*255//180).resize((48,48))
 
 class Shapes(Canvas):
-    "A canvas that knows polygons, lines and what is made of them; `kwargs` are those of `stamp`"
+    "A canvas that knows polygons, lines and what is made of them; `kw` are further arguments of `stamp`"
+    def poly(self, pts, col, shade=0., **kw): self.stamp(pts, lambda d,p,f: d.polygon(p, fill=f), 1, col, shade, **kw)
+    def blob(self, pts, col, shade=0., **kw): self.poly(curve(pts, closed=True), col, shade, **kw)
 
-    def poly(self, pts, col, **kwargs): self.stamp(pts, lambda d,p,f: d.polygon(p, fill=f), 1, col, **kwargs)
-
-    def line(self, pts, col, w=.03, **kwargs):
+    def line(self, pts, col, w=.03, **kw):
         w = max(1, round(w*float(abs(np.linalg.det(self.pose[1:])))**.5))
         def draw(d, p, f):
             d.line(p, fill=f, width=w, joint='curve')
-            if w>3:
-                for x,y in (p[:2],p[-2:]): d.ellipse((x-w/2,y-w/2,x+w/2,y+w/2), fill=f)
-        self.stamp(pts, draw, w, col, **kwargs)
+            for x,y in (p[:2],p[-2:])*(w>3): d.ellipse((x-w/2,y-w/2,x+w/2,y+w/2), fill=f)
+        self.stamp(pts, draw, w, col, **kw)
 
-    def blob(self, pts, col, **kwargs): self.poly(curve(pts, closed=True), col, **kwargs)
+    def disc(self, x, y, r, col, ry=None, shade=0., **kw):
+        rim = np.stack([r*np.cos(t := np.arange(24)*math.pi/12), ifnone(ry,r)*np.sin(t)], -1)
+        self.poly(np.stack([x,y], -1)[...,None,:]+rim, col, shade, **kw)
 
-    def disc(self, x, y, r, col, ry=None, **kwargs):
-        t = np.arange(24)*math.pi/12
-        mid = np.stack([np.atleast_1d(x), np.atleast_1d(y)], -1)[:,None]
-        self.poly(mid + np.stack([r*np.cos(t), ifnone(ry,r)*np.sin(t)], -1), col, **kwargs)
+    def box(self, x0, y0, x1, y1, col, round=0., shade=0., **kw):
+        a = np.arange(5)*math.pi/8 + np.arange(4)[:,None]*math.pi/2
+        mid = [[(x1-round,y1-round)], [(x0+round,y1-round)], [(x0+round,y0+round)], [(x1-round,y0+round)]]
+        self.poly((mid + round*np.stack([np.cos(a), np.sin(a)], -1)).reshape(-1,2), col, shade, **kw)
 
-    def box(self, x0, y0, x1, y1, col, round=0., **kwargs):
-        q = np.arange(5)*math.pi/8
-        mid = [(x1-round,y1-round), (x0+round,y1-round), (x0+round,y0+round), (x1-round,y0+round)]
-        arcs = [(x+round*np.cos(q+k*math.pi/2), y+round*np.sin(q+k*math.pi/2)) for k,(x,y) in enumerate(mid)]
-        self.poly(np.concatenate([np.stack(a,-1) for a in arcs]), col, **kwargs)
-
-    def ribbon(self, pts, w, col, **kwargs):
-        p = curve(pts)
-        d = np.gradient(p, axis=0)
+    def ribbon(self, pts, w, col, shade=0., **kw):
+        d = np.gradient(p := curve(pts), axis=0)
         side = np.stack([-d[:,1], d[:,0]], -1) / np.maximum(np.hypot(*d.T), 1e-9)[:,None]
         half = np.interp(np.linspace(0, 1, len(p)), np.linspace(0, 1, len(w)), w)[:,None]/2
-        self.poly(np.concatenate([p+side*half, (p-side*half)[::-1]]), col, **kwargs)
+        self.poly(np.concatenate([p+side*half, (p-side*half)[::-1]]), col, shade, **kw)
 
     def tube(self, pts, col, w=.1):
         for by,wide in ((-.45,w), (0,w*.72), (.55,w*.25)): self.line(curve(pts), tint(col, by), wide)
 
     def glow(self, x, y, r, col, ry=None, alpha=.6, inside=False):
-        k = np.hypot(*self.pose[1:].T)
-        (cx,cy),rx,ry = self.px((x,y)).tolist(),r*k[0],ifnone(ry,r)*k[1]
-        w,h = max(2, int(2*rx)),max(2, int(2*ry))
-        st = _soft.point([int(o*alpha) for o in range(256)]).resize((w,h), Image.BILINEAR)
-        self.put(st, int(cx-rx), int(cy-ry), col, inside=inside, solid=False)
+        (cx,cy),(rx,ry) = self.px((x,y)).tolist(),np.hypot(*self.pose[1:].T)*(r,ifnone(ry,r))
+        wh,faint = (max(2, int(2*rx)),max(2, int(2*ry))),_soft.point([int(o*alpha) for o in range(256)])
+        self.put(faint.resize(wh, Image.BILINEAR), int(cx-rx), int(cy-ry), col, inside=inside, solid=False)
 
     def wash(self, top, bottom, y0=-1, y1=1):
-        n = round((y1-y0)*self.size)
-        a,b = (Image.new('RGB', (2*self.size,n), o) for o in (top,bottom))
-        ramp = Image.linear_gradient('L').resize(a.size)
-        self.im.paste(Image.composite(b, a, ramp), (0, round((y0+1)*self.size)))
-    def polar(self, x, y, r, a): return x+r*math.cos(a), y+r*math.sin(a)
-    def ticks(self, x, y, r0, r1, col, w):
-        for a in np.arange(0,6.2,.52): self.line([self.polar(x, y, r, a) for r in (r0,r1)], col, w)
+        a,b = (Image.new('RGB', (2*self.size,round((y1-y0)*self.size)), o) for o in (top,bottom))
+        self.im.paste(Image.composite(b, a, Image.linear_gradient('L').resize(a.size)), (0, round((y0+1)*self.size)))
 
-    def rings(self, x, y, r, *rows): # Each a share of `r`, a colour and a shade
-        for k,col,shade in rows: self.disc(x, y, r*k, col, shade=shade)
-    def boxes(self, *rows): # Each a left, top, right, bottom, colour, rounding and shade
-        for *args,shade in rows: self.box(*args, shade=shade)
+    def polar(self, x, y, r, a): return x+r*math.cos(a), y+r*math.sin(a)
+    def ticks(self, x, y, r0, r1, col, w, at=np.arange(0,6.2,.52)):
+        self.line([[self.polar(x, y, r, a) for r in (r0,r1)] for a in at], col, w)
+    def rings(self, x, y, r, *rows): # Each a share of `r`, a colour, a shade
+        for k,col,*shade in rows: self.disc(x, y, r*k, col, None, *shade)
+    def boxes(self, *rows): # Each a left, top, right, bottom, colour, rounding, shade
+        for o in rows: self.box(*o)
 
 # %% ../nbs/30_doodles.ipynb #c6d29162
 class Outdoors(Shapes):
@@ -177,134 +147,115 @@ class Outdoors(Shapes):
             x,y,w,g = self.u(-1,1),self.u(-1,low-.2),self.u(.15,.5),tint((255,255,255), -self.u(0,.35))
             for _ in range(3): self.glow(x+self.u(-w,w), y+self.u(-.1,.1), w, g, w*self.u(.3,.6), self.u(.3,.9))
 
-    def far(self, y):
+    def view(self, low, y): # A sky down to `low`, and something far away at `y`
+        self.sky(low)
         what,col,n = self.pick('hills','trees','houses','none'),self.paint((.1,.5),(.25,.7)),self.r.randint(4,14)
         xs = np.linspace(-1.3, 1.3, n)
-        if what=='hills': self.blob([(-1.5,y+.3)] + [(x, y-self.u(0,.5)) for x in xs] + [(1.5,y+.3)], col, shade=.2)
+        if what=='hills': self.blob([(-1.5,y+.3)] + [(x, y-self.u(0,.5)) for x in xs] + [(1.5,y+.3)], col, .2)
         for x in xs:
             if what=='trees':
                 crown = [(x+self.u(-.2,.2)*k, y-.3*j) for k,j in ((-1,-.2),(-2,.3),(-1,1),(1,1.2),(2,.4),(1,-.2))]
-                self.blob(crown, tint(col,self.u(-.3,.2)), shade=.3)
+                self.blob(crown, tint(col,self.u(-.3,.2)), .3)
             if what=='houses': self.box(x, y-self.u(.1,.8), x+.25, y+.1, tint(col,self.u(-.4,.5)), shade=.1)
-
-    def grass(self, y, col, n=50, long=.16):
-        for by in (-.35,-.15,.1,.3):
-            f = np.array([(self.u(-1.05,1.05), self.u(), self.u(-.5,.5)) for _ in range(n)])
-            foot = np.stack([f[:,0], y+(1.05-y)*f[:,1]], -1)
-            tip = foot + np.stack([f[:,2], -np.ones(n)], -1)*long*(.25+f[:,1:2])
-            self.line(np.stack([foot,tip], 1), tint(col,by), .012)
 
     def meadow(self):
         y,col = self.u(-.4,.5),hsv(self.u(.14,.38), self.u(.25,.8), self.u(.3,.75))
-        self.sky(y+.02)
-        self.far(y)
+        self.view(y+.02, y)
         self.wash(tint(col,self.u(0,.35)), tint(col,-self.u(0,.45)), y)
-        self.grass(y, col)
+        for by in (-.35,-.15,.1,.3):
+            blades = [(self.u(-1.05,1.05), d := self.u(), y+(1.05-y)*d, self.u(-.5,.5)) for _ in range(50)]
+            tips = [[(x,low),(x+lean*.16*(.25+d),low-.16*(.25+d))] for x,d,low,lean in blades]
+            self.line(tips, tint(col,by), .012)
         if self.u()<.4: self.disc(*self.spots(30, (-1,1), (y,1)), .02, self.paint(v=(.8,1)))
 
     def house(self, x, y, w, col):
-        h = self.u(.5,1.4)
+        h,glass = self.u(.5,1.4),tint(self.pick(hsv(.58,.4,.5), hsv(.12,.5,.95)), self.u(-.3,.3))
         self.box(x, y-h, x+w, y, col, shade=.12)
-        glass = tint(self.pick(hsv(.58,.4,.5), hsv(.12,.5,.95)), self.u(-.3,.3))
         xs,ys = np.arange(x+.07,x+w-.1,.2),np.arange(y-h+.1,y-.2,.28)
         self.poly([[(a,b),(a+.1,b),(a+.1,b+.14),(a,b+.14)] for a in xs for b in ys], glass)
 
     def street(self):
         y,wall = self.u(0,.5),self.paint((.05,.5),(.4,.9))
-        self.sky(y)
-        self.far(y-.2)
+        self.view(y, y-.2)
         for x in np.arange(-1.2, 1.2, self.u(.5,.9)): self.house(x, y, self.u(.4,.8), tint(wall, self.u(-.4,.4)))
-        road = hsv(self.u(), self.u(0,.15), self.u(.25,.65))
+        road = self.paint((0,.15),(.25,.65))
         self.wash(tint(road,.25), tint(road,-.25), y)
-        self.poly([[(x,y+.3),(x+.3,y+.3),(x+.25,y+.36),(x-.08,y+.36)] for x in np.arange(-1.2,1.2,.6)], tint(road,.6))
+        self.poly([_points('0,30 30,30 25,36 -8,36')+(x,y) for x in np.arange(-1.2,1.2,.6)], tint(road,.6))
 
-# %% ../nbs/30_doodles.ipynb #208433ea
 class Scenes(Outdoors):
     "Eight backgrounds"
     scenes = 'sky meadow street lake pond room woods plain'
 
     def lake(self):
         y,col = self.u(-.5,.4),hsv(self.u(.45,.68), self.u(.2,.7), self.u(.3,.85))
-        self.sky(y+.02)
-        self.far(y)
+        self.view(y+.02, y)
         self.wash(tint(col,.4), tint(col,-.4), y)
-        p = np.array([(self.u(-1,1), self.u()**1.5, self.u(.04,.2)) for _ in range(50)])
-        a = np.stack([p[:,0], y+(1-y)*p[:,1]], -1)
-        self.line(np.stack([a, a+p[:,1:2]*[[1,0]]*p[:,2:]*4], 1), tint(col,.55), .014, alpha=.6)
+        ripples = [(self.u(-1,1), d := self.u()**1.5, y+(1-y)*d, self.u(.04,.2)) for _ in range(50)]
+        self.line([[(x,low),(x+d*w*4,low)] for x,d,low,w in ripples], tint(col,.55), .014, alpha=.6)
 
     def pond(self):
         col = hsv(self.u(.3,.62), self.u(.3,.8), self.u(.4,.85))
         self.wash(tint(col,.3), tint(col,-.6))
-        rays = [self.u(-1.2,.8) for _ in range(4)]
-        self.poly([[(x,-1),(x+.12,-1),(x+.5,1),(x-.1,1)] for x in rays], tint(col,.7), alpha=.15)
+        rays = [_points('0,-100 12,-100 50,100 -10,100')+(self.u(-1.2,.8),0) for _ in range(4)]
+        self.poly(rays, tint(col,.7), alpha=.15)
         for x in (self.u(-1,1) for _ in range(self.r.randint(0,7))):
             stem = [(x,1),(x+self.u(-.15,.15),.6),(x,.2),(x+.1,self.u(-.4,.1))]
             self.ribbon(stem, (.1,.02), tint(hsv(self.u(.2,.45),.6,.5), self.u(-.5,.1)))
         self.disc(*self.spots(12, (-1,1), (-1,1)), self.u(.01,.03), tint(col,.6), alpha=.6)
 
-    def frame(self, x, y):
-        w,h = self.u(.3,.8),self.u(.3,.7)
-        wood,sky = self.paint((.1,.7),(.2,.95)),self.paint((.1,.5),(.6,.95))
-        self.boxes((x,y,x+w,y+h,wood,0,.2), (x+.05,y+.05,x+w-.05,y+h-.05,sky,0,.25))
-
     def room(self):
-        y,wall,wood = self.u(-.1,.7),self.paint((.05,.5),(.5,.95)),hsv(self.u(.02,.12), self.u(.2,.7), self.u(.3,.85))
+        y,wall = self.u(-.1,.7),self.paint((.05,.5),(.5,.95))
+        wood,w = hsv(self.u(.02,.12), self.u(.2,.7), self.u(.3,.85)),self.u(.1,.35)
         self.wash(tint(wall,.15), tint(wall,-.2))
-        step = self.u(.1,.35)
-        stripes = [[(x,-1),(x+step/2,-1),(x+step/2,1),(x,1)] for x in np.arange(-1,1,step)]
+        stripes = [[(x,-1),(x+w/2,-1),(x+w/2,1),(x,1)] for x in np.arange(-1,1,w)]
         if self.u()<.4: self.poly(stripes, tint(wall,self.u(-.3,.3)))
-        for _ in range(self.r.randint(0,2)): self.frame(self.u(-1,.5), self.u(-1,y-.5))
+        for _ in range(self.r.randint(0,2)):
+            a,b,w,h = self.u(-1,.5),self.u(-1,y-.5),self.u(.3,.8),self.u(.3,.7)
+            self.box(a, b, a+w, b+h, self.paint((.1,.7),(.2,.95)), shade=.2)
+            self.box(a+.05, b+.05, a+w-.05, b+h-.05, self.paint((.1,.5),(.6,.95)), shade=.25)
         self.wash(tint(wood,.15), tint(wood,-.35), y)
         self.line([[(x,y),(2.2*x,1)] for x in np.arange(-1.5,1.5,.3)], tint(wood,-.4), .015)
+
+    def lights(self, n, r, col, *alpha):
+        for _ in range(n): self.glow(self.u(-1,1), self.u(-1,1), self.u(.1,r), col(), alpha=self.u(*alpha))
 
     def woods(self):
         col = hsv(self.u(.05,.4), self.u(.2,.7), self.u(.3,.8))
         self.wash(tint(col,.35), tint(col,-.5))
-        for _ in range(14):
-            x,y,r = self.u(-1,1),self.u(-1,1),self.u(.1,.4)
-            self.glow(x, y, r, tint(col,self.u(-.6,.6)), alpha=self.u(.3,.8))
+        self.lights(14, .4, lambda: tint(col,self.u(-.6,.6)), .3, .8)
         for x in (self.u(-1,1) for _ in range(self.r.randint(0,6))):
             trunk,w = [(x,-1.1),(x+self.u(-.1,.1),0),(x,1.1)],(self.u(.05,.15),self.u(.1,.25))
-            self.ribbon(trunk, w, hsv(self.u(.03,.12),.4,self.u(.15,.5)), shade=.3)
+            self.ribbon(trunk, w, hsv(self.u(.03,.12),.4,self.u(.15,.5)), .3)
 
     def plain(self):
         self.wash(self.paint((.05,.7),(.3,1)), self.paint((.05,.7),(.2,.9)))
-        for _ in range(self.r.randint(0,6)):
-            x,y,r = self.u(-1,1),self.u(-1,1),self.u(.1,.8)
-            self.glow(x, y, r, self.paint((.05,.7),(.4,1)), alpha=self.u(.2,.6))
+        self.lights(self.r.randint(0,6), .8, lambda: self.paint((.05,.7),(.4,1)), .2, .6)
 
 # %% ../nbs/30_doodles.ipynb #7ccd12c0
 class_names = {} # ImageNet's folder name → what it means
 
 class Doodle(Scenes):
     "A picture of one class; a subclass has `draw`, its folder and name, how far it may turn, and where it is at home"
-    kinds,wnid,title,turn,home = {},'','',0,''
-    def __init_subclass__(cls): Doodle.kinds[cls.wnid],class_names[cls.wnid] = cls,cls.title
+    kinds = {}
+    def __init_subclass__(cls, wnid, title, turn, home):
+        cls.__doc__,cls.turn,cls.home = f'Draws a picture of the class {title}',turn,home.split()
+        Doodle.kinds[wnid],class_names[wnid] = cls,title
 
-    def clutter(self, n):
-        "Things that are not the point: behind the object, or in its way"
+    def clutter(self, n): # Things that are not the point: behind the object, or in its way
         for _ in range(n):
             x,y,s,col,kind = self.u(-1,1),self.u(-1,1),self.u(.05,.22),self.paint(),self.r.randint(0,2)
-            near = lambda d: (x+self.u(-d,d), y+self.u(-d,d))
             edge = lambda a: (x+s*self.u(.4,1)*math.cos(a), y+s*self.u(.4,1)*math.sin(a))
-            if kind==0: self.blob([edge(a) for a in np.arange(7)*.9], col, shade=.3)
-            if kind==1: self.ribbon([(x,y), near(.4), near(.6)], (.02,.06), col, shade=.2)
-            if kind==2: self.box(x-s, y-s*self.u(.3,1), x+s, y+s*.5, col, s*.2, shade=.3)
-
-    def backdrop(self):
-        "A scene, half the time one of `home`, with clutter, in or out of focus"
-        getattr(self, self.pick(*(self.home if self.u()<.5 else self.scenes).split()))()
-        self.clutter(self.r.randint(0,3))
-        k = self.pick(1,2,4,6)
-        if k>1: self.im = self.im.reduce(k).resize(self.im.size, Image.BILINEAR)
+            if kind==0: self.blob([edge(a) for a in np.arange(7)*.9], col, .3)
+            if kind==1: self.ribbon([(x,y)]+[(x+self.u(-d,d),y+self.u(-d,d)) for d in (.4,.6)], (.02,.06), col, .2)
+            if kind==2: self.box(x-s, y-s*self.u(.3,1), x+s, y+s*.5, col, s*.2, .3)
 
     def compose(self):
-        "A scene, the object in some pose, clutter"
-        self.backdrop()
-        with self.at(self.u(-.25,.25), self.u(-.2,.2), self.u(.68,.92), self.u(-self.turn,self.turn), self.u()<.5):
-            self.mark = 255
-            self.draw()
-            self.mark = 0
+        "A scene, half the time one of `home`, in or out of focus; the object in some pose; clutter before and behind"
+        getattr(self, self.pick(*(self.home if self.u()<.5 else self.scenes.split())))()
+        self.clutter(self.r.randint(0,3))
+        if (k := self.pick(1,2,4,6))>1: self.im = self.im.reduce(k).resize(self.im.size, Image.BILINEAR)
+        where = self.u(-.25,.25),self.u(-.2,.2),self.u(.68,.92),self.u(-self.turn,self.turn),self.u()<.5
+        with self.at(*where, mark=255): self.draw()
         self.clutter(self.r.randint(0,1))
         return self
 
@@ -312,421 +263,306 @@ class Doodle(Scenes):
         "The finished picture and mask: half the size, with the light, blur and noise of a camera"
         im,mask,n = self.im.reduce(2),self.mask.reduce(2).point(lambda o: 255*(o>127)),self.size
         if self.u()<.35: im = im.filter(ImageFilter.GaussianBlur(self.u(.2,.9)*n/160))
-        x = np.asarray(im).astype(np.float32)
         gain = np.array([self.u(.9,1.1) for _ in range(3)], np.float32)*self.u(.92,1.22)
-        sun = np.asarray(self.ramp.resize((n,n)), np.float32)[...,None]/255
+        x,sun = np.asarray(im, np.float32),np.asarray(self.ramp.resize((n,n)), np.float32)[...,None]/255
         noise = np.frombuffer(self.r.randbytes(2*n*n*3), np.uint8).reshape(2,n,n,3).astype(np.float32).sum(0)-255
         x = ((x-128)*self.u(.9,1.2)+128)*gain*(1+self.u(-.1,.3)*(.5-sun)) + noise*self.u(0,.05)
         return Image.fromarray(np.clip(x,0,255).astype(np.uint8)),mask
 
 # %% ../nbs/30_doodles.ipynb #140e144b
-class Tench(Doodle):
-    "A thick bronze-green fish with dark round fins and a red eye, at times in somebody's hands"
-    wnid,title,turn,home = 'n01440764','tench',30,'pond pond lake room'
-
-    def fins(self, col):
+class Tench(Doodle, wnid='n01440764', title='tench', turn=30, home='pond pond lake room'):
+    def draw(self):
+        fin = tint(col := hsv(self.u(.11,.24), self.u(.35,.75), self.u(.35,.7)), -.4)
         back,belly = '-20,-28 -8,-52 10,-60 25,-50 30,-20','-12,25 -8,47 4,54 12,45 10,25'
         rear,tail = '22,20 30,42 42,43 46,15','58,-8 76,-27 96,-34 100,-20 93,0 100,20 96,34 76,25 58,8'
-        for f in (back,belly,rear,tail): self.blob(f, col, shade=.25)
+        for f in (back,belly,rear,tail): self.blob(f, fin, .25)
         rays = [[(x,-.25),(x+.12,-.6)] for x in np.arange(-.15,.2,.07)]
         rays += [[(.6,y/4),(1,y)] for y in np.arange(-.3,.31,.1)] + [[(x,.25),(x+.04,.5)] for x in (-.08,0,.08,.28,.36)]
-        self.line(rays, tint(col,.35), .012, alpha=.5, inside=True)
-
-    def scales(self, col):
-        arc = np.array([(math.cos(a)*.035, math.sin(a)*.045) for a in (-1.2,-.5,0,.5,1.2)])
+        self.line(rays, tint(fin,.35), .012, alpha=.5, inside=True)
+        self.blob('-92,2 -78,-15 -50,-28 -10,-34 30,-24 60,-11 68,0 60,11 30,25 -10,33 -50,28 -80,14', col, .4)
+        self.blob('-75,12 -30,12 30,8 60,6 30,25 -10,32 -50,28', hsv(.12,.5,.9), alpha=.35, inside=True) # belly
         mid = np.array([(x+.04*(k%2), y) for k,y in enumerate(np.arange(-.28,.3,.07)) for x in np.arange(-.4,.6,.08)])
-        self.line(mid[:,None]+arc, tint(col,-.5), .012, alpha=.35, inside=True)
-
-    def hands(self):
-        skin,sleeve,mark = hsv(self.u(.04,.08), self.u(.25,.6), self.u(.35,.98)),self.paint(),self.mark
-        self.mark = 0
-        for x in (-.36,.34):
-            self.ribbon([(x*1.5,1.7),(x*1.2,.85),(x,.5)], (.5,.34,.3), sleeve, shade=.2)
-            self.ribbon([(x*1.15,.7),(x,.36)], (.24,.3), skin, shade=.2)
-            self.line([[(x+k,.38),(x+k*1.05,.2)] for k in (-.12,-.04,.04,.12)], tint(skin,-.12), .085)
-            self.line([[(x+k,.37),(x+k*1.05,.2)] for k in (-.12,-.04,.04,.12)], tint(skin,.08), .062)
-        self.mark = mark
-
-    def draw(self):
-        col = hsv(self.u(.11,.24), self.u(.35,.75), self.u(.35,.7))
-        self.fins(tint(col,-.4))
-        self.blob('-92,2 -78,-15 -50,-28 -10,-34 30,-24 60,-11 68,0 60,11 30,25 -10,33 -50,28 -80,14', col, shade=.4)
-        self.blob('-75,12 -30,12 30,8 60,6 30,25 -10,32 -50,28', hsv(.12,.5,.9), alpha=.35, inside=True)
-        self.scales(col)
-        self.blob('-46,8 -30,12 -16,30 -24,36 -40,26', tint(col,-.35), shade=.2)
-        self.line(curve('-56,-22 -47,0 -56,22'), tint(col,-.5), .03, alpha=.8)
-        self.line(curve('-93,3 -86,7 -82,6'), tint(col,-.6), .025)
-        if self.u()<.3: self.hands()
-        self.rings(-.72, -.07, 1, (.06,hsv(self.u(.01,.09),.85,.85),0), (.035,(15,15,15),0))
-        self.disc(-.74, -.09, .012, (255,255,255))
+        scale = [(math.cos(a)*.035, math.sin(a)*.045) for a in (-1.2,-.5,0,.5,1.2)]
+        self.line(mid[:,None]+scale, tint(col,-.5), .012, alpha=.35, inside=True) # scales
+        self.blob('-46,8 -30,12 -16,30 -24,36 -40,26', tint(col,-.35), .2) # near fin
+        self.line(curve('-56,-22 -47,0 -56,22'), tint(col,-.5), .03, alpha=.8) # gill
+        self.line(curve('-93,3 -86,7 -82,6'), tint(col,-.6), .025) # mouth
+        if self.u()<.3:
+            with self.at(mark=0): # so that the mask leaves the hands out
+                skin,sleeve = hsv(self.u(.04,.08), self.u(.25,.6), self.u(.35,.98)),self.paint()
+                for x in (-.36,.34):
+                    self.ribbon([(x*1.5,1.7),(x*1.2,.85),(x,.5)], (.5,.34,.3), sleeve, .2) # sleeve
+                    self.ribbon([(x*1.15,.7),(x,.36)], (.24,.3), skin, .2)
+                    for y,by,w in ((.38,-.12,.085), (.37,.08,.062)):
+                        self.line([[(x+k,y),(x+k*1.05,.2)] for k in (-.12,-.04,.04,.12)], tint(skin,by), w)
+        self.rings(-.72, -.07, 1, (.06,hsv(self.u(.01,.09),.85,.85)), (.035,(15,15,15))) # eye
+        self.disc(-.74, -.09, .012, 'white')
 
 # %% ../nbs/30_doodles.ipynb #9cc237b0
-class Springer(Doodle):
-    "A white dog with liver or black ears and patches: its portrait, or from the side"
-    wnid,title,turn,home = 'n02102040','English springer',8,'meadow meadow woods room'
-
-    def ear(self, k, coat):
-        with self.at(flip=k<0):
-            self.blob('30,-56 50,-58 66,-30 78,0 80,30 70,52 58,46 48,50 42,20 38,-20', tint(coat,-.25), shade=.35)
-            curls = [curve([(x-.08,-.3),(x,0),(x-.04,.2),(x+.02,.44)]) for x in (.5,.58,.66)]
-            for o in curls: self.line(o, tint(coat,.3), .02, alpha=.5)
-        self.rings(k*.2, -.24, 1, (.085,tint(coat,-.5),0), (.07,hsv(.07,.7,.45),0), (.042,(10,10,10),0))
-        self.disc(k*.2-.025, -.265, .018, (255,255,255))
-
-    def nose(self, coat):
-        self.disc(*self.spots(14, (-.2,.2), (0,.26)), .011, coat)
-        if self.u()<.5: self.blob('-8,26 8,26 9,48 0,56 -9,48', hsv(.97,.5,.9), shade=.15)
-        self.line(curve('-20,20 -10,27 0,20 10,27 20,20'), (60,45,45), .022)
-        self.blob('-12,0 0,-5 12,0 7,10 0,14 -7,10', (35,25,28), shade=.2)
-        self.disc(-.03, .01, .025, (190,180,185), .013)
-
+class Springer(Doodle, wnid='n02102040', title='English springer', turn=8, home='meadow meadow woods room'):
     def portrait(self, coat, white):
-        self.blob('-60,115 -62,60 -35,10 35,10 62,60 60,115', white, shade=.2)
+        self.blob('-60,115 -62,60 -35,10 35,10 62,60 60,115', white, .2) # chest
         self.disc(*self.spots(25, (-.5,.5), (.4,1.1)), .02, coat, inside=True)
-        for k in (-1,1): self.blob([(k*.5,1.15),(k*.7,.8),(k*.6,.5),(k*.42,.6),(k*.3,1.1)], coat, shade=.2)
+        for k in (-1,1): self.blob(_points('50,115 70,80 60,50 42,60 30,110')*(k,1), coat, .2)
         with self.at(turn=self.u(-14,14)):
-            self.blob('-42,-35 -30,-68 0,-78 30,-68 42,-35 40,0 27,22 0,34 -27,22 -40,0', coat, shade=.3)
-            self.blob('-6,-79 6,-79 8,-35 22,2 24,22 0,36 -24,22 -22,2 -8,-35', white, shade=.1)
-            for k in (-1,1): self.ear(k, coat)
-            self.nose(coat)
-
-    def legs(self, x, col):
-        self.ribbon([(x-.42,.15),(x-.42,.5),(x-.4,.88)], (.22,.13,.1), col, shade=.15)
-        self.ribbon([(x+.48,.02),(x+.6,.4),(x+.5,.62),(x+.55,.88)], (.34,.2,.12,.1), col, shade=.15)
-        for p in (-.43,.52): self.disc(x+p, .9, .09, col, .055)
-        for a,b in [(-.37,y) for y in (.2,.36,.52)] + [(.56,.3), (.54,.42)]:
-            self.ribbon([(x+a,b),(x+a+.06,b+.1),(x+a+.08,b+.22)], (.13,.01), tint(col,-.05))
-
-    def head(self, coat, white):
-        self.blob('-50,-62 -66,-78 -80,-74 -86,-60 -105,-53 -108,-43 -98,-34 -80,-33 -60,-38', coat, shade=.25)
-        self.blob('-84,-60 -105,-53 -108,-43 -98,-34 -82,-33 -78,-45', white, shade=.15)
-        self.disc(*self.spots(8, (-1,-.85), (-.5,-.37)), .01, coat, inside=True)
-        self.blob('-110,-54 -103,-56 -100,-50 -106,-46', (30,22,25))
-        self.line(curve('-102,-40 -92,-39 -85,-42'), (60,45,45), .018)
-        self.blob('-62,-68 -50,-66 -38,-42 -36,-12 -46,-2 -56,-10 -64,-35', tint(coat,-.25), shade=.4)
-        self.disc(-.79, -.62, .04, (20,12,10))
-        self.disc(-.80, -.63, .013, (255,255,255))
+            self.blob('-42,-35 -30,-68 0,-78 30,-68 42,-35 40,0 27,22 0,34 -27,22 -40,0', coat, .3) # head
+            self.blob('-6,-79 6,-79 8,-35 22,2 24,22 0,36 -24,22 -22,2 -8,-35', white, .1) # blaze
+            for k in (-1,1): # ears and eyes
+                with self.at(flip=k<0):
+                    self.blob('30,-56 50,-58 66,-30 78,0 80,30 70,52 58,46 48,50 42,20 38,-20', tint(coat,-.25), .35)
+                    curls = [curve('-8,-30 0,0 -4,20 2,44')+(x,0) for x in (.5,.58,.66)]
+                    self.line(curls, tint(coat,.3), .02, alpha=.5)
+                self.rings(k*.2, -.24, 1, (.085,tint(coat,-.5)), (.07,hsv(.07,.7,.45)), (.042,(10,10,10)))
+                self.disc(k*.2-.025, -.265, .018, 'white')
+            self.disc(*self.spots(14, (-.2,.2), (0,.26)), .011, coat)
+            if self.u()<.5: self.blob('-8,26 8,26 9,48 0,56 -9,48', hsv(.97,.5,.9), .15) # the tongue
+            self.line(curve('-20,20 -10,27 0,20 10,27 20,20'), (60,45,45), .022) # lips
+            self.blob('-12,0 0,-5 12,0 7,10 0,14 -7,10', (35,25,28), .2) # nose
+            self.disc(-.03, .01, .025, (190,180,185), .013)
 
     def profile(self, coat, white):
-        for x,dark in ((.14,-.25),(0,0)): self.legs(x, tint(white,dark))
-        self.blob('-45,20 -30,40 -5,42 20,33 40,15', tint(white,-.15))
-        self.ribbon('62,-12 80,-25 92,-40', (.13,.05), coat)
-        self.blob('-52,-15 -20,-26 30,-22 60,-20 72,2 60,26 25,20 -10,33 -40,38 -60,15', white, shade=.22)
+        for x,col in ((.14,tint(white,-.25)), (0,white)): # front and hind leg, paws, feathers
+            self.ribbon(_points('-42,15 -42,50 -40,88')+(x,0), (.22,.13,.1), col, .15)
+            self.ribbon(_points('48,2 60,40 50,62 55,88')+(x,0), (.34,.2,.12,.1), col, .15)
+            self.disc([x-.43,x+.52], [.9,.9], .09, col, .055)
+            tuft,roots = _points('0,0 6,10 8,22'),_points('-37,20 -37,36 -37,52 56,30 54,42')+(x,0)
+            for p in roots: self.ribbon(tuft+p, (.13,.01), tint(col,-.05))
+        self.blob('-45,20 -30,40 -5,42 20,33 40,15', tint(white,-.15)) # belly
+        self.ribbon('62,-12 80,-25 92,-40', (.13,.05), coat) # tail
+        self.blob('-52,-15 -20,-26 30,-22 60,-20 72,2 60,26 25,20 -10,33 -40,38 -60,15', white, .22) # body
         a,b = self.u(-.25,0),self.u(.2,.5)
-        self.blob([(a,-.4),(b,-.4),(b+.1,.0),(b-.1,self.u(0,.2)),(a+.05,.05)], coat, shade=.2, inside=True)
+        self.blob([(a,-.4),(b,-.4),(b+.1,0),(b-.1,self.u(0,.2)),(a+.05,.05)], coat, .2, inside=True)
         if self.u()<.6: self.blob('55,-30 80,-20 75,10 55,2', coat, inside=True)
         self.disc(*self.spots(25, (-.5,.6), (-.2,.35)), .015, coat, inside=True)
-        self.ribbon('-38,0 -55,-30 -66,-50', (.42,.24), white, shade=.15)
-        self.head(coat, white)
+        self.ribbon('-38,0 -55,-30 -66,-50', (.42,.24), white, .15) # neck
+        self.blob('-50,-62 -66,-78 -80,-74 -86,-60 -105,-53 -108,-43 -98,-34 -80,-33 -60,-38', coat, .25)
+        self.blob('-84,-60 -105,-53 -108,-43 -98,-34 -82,-33 -78,-45', white, .15) # muzzle
+        self.disc(*self.spots(8, (-1,-.85), (-.5,-.37)), .01, coat, inside=True)
+        self.blob('-110,-54 -103,-56 -100,-50 -106,-46', (30,22,25)) # nose
+        self.line(curve('-102,-40 -92,-39 -85,-42'), (60,45,45), .018) # mouth
+        self.blob('-62,-68 -50,-66 -38,-42 -36,-12 -46,-2 -56,-10 -64,-35', tint(coat,-.25), .4) # ear
+        for x,y,r,o in ((-.79,-.62,.04,(20,12,10)), (-.8,-.63,.013,'white')): self.disc(x, y, r, o)
 
     def draw(self):
         coat = self.pick(hsv(self.u(.01,.07), self.u(.5,.8), self.u(.22,.45)), hsv(.6,.1,self.u(.08,.2)))
         self.pick(self.portrait, self.profile)(coat, hsv(.1, self.u(0,.12), self.u(.88,1)))
 
 # %% ../nbs/30_doodles.ipynb #5879cb6d
-class CassettePlayer(Doodle):
-    "A recorder with a cassette behind its window"
-    wnid,title,turn,home = 'n02979186','cassette player',18,'room room plain'
-
-    def reel(self, x, y, r):
-        self.disc(x, y, r, (240,240,235))
-        a = self.u(0,1)
-        for k in np.arange(6)*math.pi/3: self.line([self.polar(x, y, r*q, a+k) for q in (.55,.95)], (50,50,55), .05)
-        self.disc(x, y, r*.35, (50,50,55))
-
+class CassettePlayer(Doodle, wnid='n02979186', title='cassette player', turn=18, home='room room plain'):
     def tape(self, x, y, w):
+        shell,label = self.paint((0,.5),(.3,.9)),hsv(self.u(.08,.16),.12,.95)
         with self.at(x, y, w/2):
-            shell,label = hsv(self.u(),self.u(0,.5),self.u(.3,.9)),hsv(self.u(.08,.16),.12,.95)
-            self.boxes((-1,-.62,1,.62,(28,28,32),.08,0), (-.92,-.54,.92,.54,shell,.06,.15))
-            self.boxes((-.8,-.46,.8,.28,label,.05,0), (-.8,-.4,.8,-.2,self.paint((.6,.9),(.6,.95)),0,0))
-            self.box(-.56, -.14, .56, .2, (40,34,34), .12)
-            for k,r in ((-1,self.u(.16,.3)),(1,.2)): self.disc(k*.34, .03, r, (70,45,35))
-            for k in (-1,1): self.reel(k*.34, .03, .14)
+            self.boxes((-1,-.62,1,.62,(28,28,32),.08), (-.92,-.54,.92,.54,shell,.06,.15), (-.8,-.46,.8,.28,label,.05))
+            self.boxes((-.8,-.4,.8,-.2,self.paint((.6,.9),(.6,.95))), (-.56,-.14,.56,.2,(40,34,34),.12))
+            for x,r in ((-.34,self.u(.16,.3)), (.34,.2)):
+                self.rings(x, .03, 1, (r,(70,45,35)), (.14,(240,240,235)))
+                self.ticks(x, .03, .077, .133, (50,50,55), .05, self.u()+np.arange(6)*math.pi/3)
+                self.disc(x, .03, .049, (50,50,55))
             self.poly('-50,54 -42,34 42,34 50,54', (60,60,64))
-            self.poly('-90,-60 -30,-60 -70,60 -95,60', (255,255,255), alpha=.13)
-
-    def speaker(self, x, y, r):
-        self.rings(x, y, r, (1,(200,200,205),.3), (.88,(38,38,42),0), (.6,(70,70,76),.4), (.25,(30,30,34),.3))
-        holes = [self.polar(x, y, r*q, a) for q in (.4,.55,.75) for a in np.arange(0,6.2,.5/q)]
-        self.disc(*np.transpose(holes), r*.04, (130,130,136))
-
-    def keys(self, x, y, h, n):
-        cols = [(215,215,212)]*(n-1) + [(200,50,45)]
-        for k,o in enumerate(cols): self.box(x+k*.1+.01, y, x+k*.1+.09, y+h/2, o, .02, shade=.25)
+            self.poly('-90,-60 -30,-60 -70,60 -95,60', 'white', alpha=.13)
 
     def boombox(self, col):
-        self.line([(.5,-.5),(self.u(.7,1.05),-1)], (190,190,195), .02)
-        self.tube('-70,-45 -68,-75 -60,-80 60,-80 68,-75 70,-45', tint(col,-.4), .1)
-        self.boxes((-1,-.55,1,.6,tint(col,-.4),.08,0), (-1,-.55,1,.55,col,.08,.3))
-        for k in (-1,1): self.speaker(k*.66, .12, .29)
+        self.line([(.5,-.5),(self.u(.7,1.05),-1)], (190,190,195), .02) # aerial
+        self.tube('-70,-45 -68,-75 -60,-80 60,-80 68,-75 70,-45', tint(col,-.4), .1) # handle
+        self.boxes((-1,-.55,1,.6,tint(col,-.4),.08), (-1,-.55,1,.55,col,.08,.3), (-.9,-.47,.9,-.3,tint(col,-.7),.03))
+        for x in (-.66,.66):
+            self.rings(x, .12, .29, (1,(200,200,205),.3), (.88,(38,38,42)), (.6,(70,70,76),.4), (.25,(30,30,34),.3))
+            holes = [self.polar(x, .12, .29*q, a) for q in (.4,.55,.75) for a in np.arange(0,6.2,.5/q)]
+            self.disc(*np.transpose(holes), .29*.04, (130,130,136))
         self.tape(0, .1, .62)
-        self.keys(-.3, .36, .3, 6)
-        self.box(-.9, -.47, .9, -.3, tint(col,-.7), .03)
+        for k in range(6): self.box(.1*k-.29, .36, .1*k-.21, .51, (200,50,45) if k==5 else (215,215,212), .02, .25)
         self.line([[(x,-.43),(x,-.36+.02*(k%3>0))] for k,x in enumerate(np.arange(-.8,.5,.06))], (230,230,220), .012)
-        for x in (.62,.78): self.disc(x, -.385, .06, (210,210,215), shade=.3)
+        for x in (.62,.78): self.disc(x, -.385, .06, (210,210,215), shade=.3) # knobs
 
     def walkman(self, col):
         if self.u()<.7: self.line(curve('50,-90 75,-105 95,-60 85,0 98,50'), (30,30,32), .03)
-        self.boxes((-.74,-.86,.82,.92,tint(col,-.5),.08,0), (-.78,-.9,.74,.86,col,.08,.3))
-        self.box(-.68, -.8, .64, .1, tint(col,self.pick(-.3,.35)), .05, shade=.15)
+        self.boxes((-.74,-.86,.82,.92,tint(col,-.5),.08), (-.78,-.9,.74,.86,col,.08,.3))
+        self.box(-.68, -.8, .64, .1, tint(col,self.pick(-.3,.35)), .05, .15)
         self.tape(-.02, -.35, 1.15)
-        self.keys(-.68, .2, .2, 4)
-        holes = [(x,y) for x in np.arange(-.62,.25,.1) for y in np.arange(.48,.8,.09)]
-        self.disc(*np.transpose(holes), .03, tint(col,-.65))
-        for y in (.5,.68): self.box(.35, y, .64, y+.1, self.pick((225,60,50),(235,235,230),(40,40,44)), .03, shade=.2)
+        for k in range(4): self.box(.1*k-.67, .2, .1*k-.59, .3, (200,50,45) if k==3 else (215,215,212), .02, .25) # keys
+        self.disc(*np.mgrid[-.62:.25:.1,.48:.8:.09].reshape(2,-1), .03, tint(col,-.65)) # the loudspeaker
+        for y in (.5,.68): self.box(.35, y, .64, y+.1, self.pick((225,60,50),(235,235,230),(40,40,44)), .03, .2)
 
     def draw(self): self.pick(self.boombox, self.walkman)(self.paint((.05,.85),(.25,1)))
 
 # %% ../nbs/30_doodles.ipynb #aa835a20
-class ChainSaw(Doodle):
-    "A toothed bar, a motor, two handles"
-    wnid,title,turn,home = 'n03000684','chain saw',35,'woods meadow room'
-
-    def bar(self, h):
-        tip = [(-.9-h*math.cos(a), .1+h*math.sin(a)) for a in np.linspace(-math.pi/2,math.pi/2,9)]
-        bar = np.array([(-.1,.1-h), *tip, (-.1,.1+h)])
-        steel = hsv(.6,self.u(0,.1),self.u(.65,.9))
-        self.line(bar, (50,50,52), .07)
-        n = [max(2, int(np.hypot(*o)/.075)) for o in np.diff(bar, axis=0)]
-        p = np.concatenate([np.linspace(a, b, k, endpoint=False) for a,b,k in zip(bar,bar[1:],n)])
-        d = np.gradient(p, axis=0)
-        d /= np.hypot(*d.T)[:,None]
-        n = np.stack([-d[:,1],d[:,0]], -1)*.075
-        self.poly(np.stack([p-d*.024,p+d*.024,p+n+d*.015],1), (60,60,64))
-        self.poly(bar, steel, shade=.3)
-        self.line([(-.85,.1),(-.3,.1)], tint(steel,-.3), .03)
-
+class ChainSaw(Doodle, wnid='n03000684', title='chain saw', turn=35, home='woods meadow room'):
     def draw(self):
-        col,dark = self.paint((.65,.95),(.75,1),(.02,.06,.09,.3)),(38,38,42)
-        self.bar(self.u(.1,.14))
-        self.tube('50,-22 82,-34 100,-12 97,20 80,36 50,32', self.pick(dark,col), .13)
-        self.tube('-5,30 -12,-25 -2,-58 28,-60 40,-30', dark, .09)
-        self.ribbon('-16,-10 -26,-35 -24,-60', (.1,.14), dark, shade=.3)
-        self.poly(curve('-22,-15 0,-30 50,-34 66,-15 64,30 30,40 -20,36', True, 3), col, shade=.35)
-        self.poly('-22,20 64,16 62,34 30,42 -20,38', tint(dark,.1), shade=.2)
-        self.disc(.22, .02, .23, tint(col,-.45), shade=.2)
+        col,dark,h = self.paint((.65,.95),(.75,1),(.02,.06,.09,.3)),(38,38,42),self.u(.1,.14)
+        tip = [(-.9-h*math.cos(a), .1+h*math.sin(a)) for a in np.linspace(-math.pi/2,math.pi/2,9)]
+        bar,steel = np.array([(-.1,.1-h), *tip, (-.1,.1+h)]),hsv(.6,self.u(0,.1),self.u(.65,.9))
+        self.line(bar, (50,50,52), .07)
+        p = np.vstack([np.linspace(a, b, max(2, int(np.hypot(*b-a)/.075)), endpoint=False) for a,b in zip(bar,bar[1:])])
+        d = (d := np.gradient(p, axis=0))/np.hypot(*d.T)[:,None]
+        self.poly(np.stack([p-d*.024, p+d*.024, p+d[:,::-1]*(-.075,.075)+d*.015], 1), (60,60,64)) # teeth
+        self.poly(bar, steel, .3)
+        self.line('-85,10 -30,10', tint(steel,-.3), .03)
+        self.tube('50,-22 82,-34 100,-12 97,20 80,36 50,32', self.pick(dark,col), .13) # rear handle
+        self.tube('-5,30 -12,-25 -2,-58 28,-60 40,-30', dark, .09) # front handle
+        self.ribbon('-16,-10 -26,-35 -24,-60', (.1,.14), dark, .3)
+        self.poly(curve('-22,-15 0,-30 50,-34 66,-15 64,30 30,40 -20,36', True, 3), col, .35)
+        self.poly('-22,20 64,16 62,34 30,42 -20,38', tint(dark,.1), .2)
+        self.disc(.22, .02, .23, tint(col,-.45), shade=.2) # starter
         self.ticks(.22, .02, .08, .19, dark, .03)
-        self.disc(.22, .02, .05, (225,225,225))
-        self.disc(.52, -.2, .07, dark)
+        for x,y,r,o in ((.22,.02,.05,(225,225,225)), (.52,-.2,.07,dark)): self.disc(x, y, r, o)
         self.box(-.14, -.2, .08, -.1, (240,240,235), .02)
 
 # %% ../nbs/30_doodles.ipynb #ab623222
-class Church(Doodle):
-    "A nave, a tower, a steeple with a cross"
-    wnid,title,turn,home = 'n03028079','church',6,'meadow street lake'
-
+class Church(Doodle, wnid='n03028079', title='church', turn=6, home='meadow street lake'):
     def arch(self, x, y, w, h, col):
-        a = np.linspace(0, math.pi, 9)
-        for r,o in ((w/2+.02,tint(col,.6)), (w/2,col)):
-            top = zip(x-r*np.cos(a), y-h+w/2-r*np.sin(a))
-            self.poly([(x-r,y), *top, (x+r,y)], o)
+        a,h = np.linspace(0, math.pi, 9),y-h+w/2
+        for r,o in ((w/2+.02,tint(col,.6)),(w/2,col)): self.poly([(x-r,y),*zip(x-r*np.cos(a),h-r*np.sin(a)),(x+r,y)], o)
 
-    def steeple(self, w, y, roof):
-        h = self.u(.5,.75)
-        self.poly([(-w*1.12,y+.02),(0,y-h),(w*1.12,y+.02)], roof, shade=.2)
-        self.poly([(w*.15,y+.02),(0,y-h),(w*1.12,y+.02)], tint(roof,-.5), alpha=.4, inside=True)
-        cross = [(0,y-h+.02),(0,y-h-.18)],[(-.055,y-h-.12),(.055,y-h-.12)]
-        self.line(cross, self.pick((230,190,80),(40,40,42)), .026)
-
-    def nave(self, wall, roof):
-        r,y = self.u(.75,.98),self.u(.1,.3)
-        self.box(-.4, y, r, .9, tint(wall,-.12), shade=.12)
-        self.poly([(-.4,y+.04),(-.4,y-.38),(r-.12,y-.38),(r+.08,y+.04)], roof, shade=.25)
-        self.line([[(-.4,k),(r,k)] for k in np.arange(y-.32,y,.08)], tint(roof,-.4), .012, alpha=.5, inside=True)
-        for x in np.arange(.05, r-.1, .22): self.arch(x, .72, .12, .32, (50,60,90))
-        self.line([(-.4,.88),(r,.88)], tint(wall,-.4), .05)
+    def tower(self, w, y, wall, roof):
+        self.box(-w, y, w, .9, wall, shade=.12)
+        self.poly([(w*.2,y),(w,y),(w,.9),(w*.2,.9)], tint(wall,-.5), alpha=.3, inside=True)
+        t,low = y-self.u(.5,.75),y+.02
+        self.poly([(-w*1.12,low),(0,t),(w*1.12,low)], roof, .2)
+        self.poly([(w*.15,low),(0,t),(w*1.12,low)], tint(roof,-.5), alpha=.4, inside=True)
+        self.line([[(0,t+.02),(0,t-.18)],[(-.055,t-.12),(.055,t-.12)]], self.pick((230,190,80),(40,40,42)), .026)
+        for o in ((.9,.2,.34,(70,45,30)), (y+.42,.12,.26,(45,50,70))): self.arch(0, *o)
+        self.disc(0, y+.6, .09, (245,240,225)) # clock
+        self.line([[(0,y+.6),(0,y+.54)],[(0,y+.6),(.04,y+.62)]], (40,35,35), .018)
 
     def draw(self):
         wall = hsv(self.u(.02,.16) if self.u()<.6 else self.u(), self.u(.02,.45), self.u(.5,.98))
-        roof = self.paint((.2,.7),(.2,.65))
-        w,top = self.u(.2,.27),self.u(-.3,-.05)
-        self.nave(wall, roof)
-        with self.at(self.u(-.55,-.35)):
-            self.box(-w, top, w, .9, wall, shade=.12)
-            self.poly([(w*.2,top),(w,top),(w,.9),(w*.2,.9)], tint(wall,-.5), alpha=.3, inside=True)
-            self.steeple(w, top, roof)
-            self.arch(0, .9, .2, .34, (70,45,30))
-            self.arch(0, top+.42, .12, .26, (45,50,70))
-            self.disc(0, top+.6, .09, (245,240,225))
-            self.line([[(0,top+.6),(0,top+.54)],[(0,top+.6),(.04,top+.62)]], (40,35,35), .018)
+        roof,w,y = self.paint((.2,.7),(.2,.65)),self.u(.2,.27),self.u(-.3,-.05)
+        r,h = self.u(.75,.98),self.u(.1,.3)
+        self.box(-.4, h, r, .9, tint(wall,-.12), shade=.12) # the nave
+        self.poly([(-.4,h+.04),(-.4,h-.38),(r-.12,h-.38),(r+.08,h+.04)], roof, .25)
+        self.line([[(-.4,k),(r,k)] for k in np.arange(h-.32,h,.08)], tint(roof,-.4), .012, alpha=.5, inside=True)
+        for x in np.arange(.05, r-.1, .22): self.arch(x, .72, .12, .32, (50,60,90))
+        self.line([(-.4,.88),(r,.88)], tint(wall,-.4), .05)
+        with self.at(self.u(-.55,-.35)): self.tower(w, y, wall, roof)
 
 # %% ../nbs/30_doodles.ipynb #e147efab
-class FrenchHorn(Doodle):
-    "Coils of tube, three valves, a wide bell"
-    wnid,title,turn,home = 'n03394916','French horn',25,'room plain plain'
-
-    def valve(self, x, y, col):
-        self.line([(x,y),(x-.22,y+.32)], tint(col,-.4), .03)
-        self.rings(x, y, 1, (.09,tint(col,-.4),0), (.07,tint(col,.35),.3), (.025,tint(col,-.5),0))
-
-    def bell(self, col):
-        with self.at(.52, .42, 1, self.u(-30,10)):
-            rings = (.5,.42,-.45,0),(.48,.4,.35,.3),(.44,.36,-.05,-.45),(.3,.24,-.35,-.3),(.16,.12,-.65,-.2)
-            for r,ry,by,s in rings: self.disc(-.06*(.5-r), -.25*(.5-r), r, tint(col,by), ry, shade=s)
-            self.line([(.4*math.cos(a),.33*math.sin(a)) for a in np.linspace(.4,1.4,6)], tint(col,.75), .025, alpha=.8)
-
+class FrenchHorn(Doodle, wnid='n03394916', title='French horn', turn=25, home='room plain plain'):
     def draw(self):
         brass,silver = hsv(self.u(.03,.14),self.u(.5,.8),self.u(.7,.95)),hsv(.6,self.u(0,.12),self.u(.65,.9))
         col = self.pick(brass, brass, silver, self.paint((.4,.8),(.5,.9)))
         ring = lambda r,x,y,a=0,b=6.4: [self.polar(x, y, r, t) for t in np.arange(a,b,.3)]
-        self.tube('-100,-62 -80,-50 -50,-42 -20,-50', col, .06)
-        self.tube([(-1.03,-.64),(-.97,-.6)], tint(col,.4), .1)
+        for o in (('-100,-62 -80,-50 -50,-42 -20,-50',col,.06), ('-103,-64 -97,-60',tint(col,.4),.1)): self.tube(*o)
         for r,x,y in ((.5,-.1,-.02),(.36,-.14,.02),(.24,-.2,.05)): self.tube(ring(r,x,y), col, .085)
-        for k in range(3): self.valve(-.42+.17*k, .08+.09*k, col)
+        for x,y in _points('-42,8 -25,17 -8,26'):
+            self.line([(x,y),(x-.22,y+.32)], tint(col,-.4), .03)
+            self.rings(x, y, 1, (.09,tint(col,-.4)), (.07,tint(col,.35),.3), (.025,tint(col,-.5)))
         self.tube('-50,30 -20,42 -2,20', col, .07)
-        self.ribbon(ring(.56,-.06,-.06,2.4,6.1)+[(.55,.05),(.6,.3)], (.09,.1,.14,.2,.4), tint(col,-.1), shade=.35)
-        self.bell(col)
+        self.ribbon(ring(.56,-.06,-.06,2.4,6.1)+[(.55,.05),(.6,.3)], (.09,.1,.14,.2,.4), tint(col,-.1), .35)
+        with self.at(.52, .42, turn=self.u(-30,10)): # the bell
+            for r,ry,by,s in ((.5,.42,-.45,0),(.48,.4,.35,.3),(.44,.36,-.05,-.45),(.3,.24,-.35,-.3),(.16,.12,-.65,-.2)):
+                self.disc(-.06*(.5-r), -.25*(.5-r), r, tint(col,by), ry, s)
+            self.line([(.4*math.cos(a),.33*math.sin(a)) for a in np.linspace(.4,1.4,6)], tint(col,.75), .025, alpha=.8)
 
 # %% ../nbs/30_doodles.ipynb #e363a937
-class GarbageTruck(Doodle):
-    "A cab, a ribbed body, a hopper with bags at the rear"
-    wnid,title,turn,home = 'n03417042','garbage truck',6,'street street meadow'
-
-    def loader(self, col):
-        self.poly('50,-56 72,-50 100,-5 100,34 78,46 50,42', col, shade=.25)
-        self.poly('74,-10 98,2 98,30 74,30', (25,25,28))
-        for _ in range(4):
-            x,y = self.u(.76,.94),self.u(.12,.28)
-            self.disc(x, y, .08, hsv(self.u(),self.u(0,.5),self.u(.1,.7)), .07, shade=.4)
-        self.line([[(.5,-.5),(.5,.4)],[(.62,-.45),(.9,0)]], tint(col,-.45), .035)
-
-    def recycle(self, x, y):
-        with self.at(x, y, .17):
-            for k in range(3):
-                with self.at(turn=120*k):
-                    self.line([[(-.75,.6),(.55,.6)]], (245,248,245), .26)
-                    self.poly('40,20 105,60 40,100', (245,248,245))
-
+class GarbageTruck(Doodle, wnid='n03417042', title='garbage truck', turn=6, home='street street meadow'):
     def draw(self):
         cab,body = self.paint((.1,.85),(.6,1),(.33,.09,.6)),self.paint((.1,.85),(.5,.95),(.33,.09,.6))
         self.box(-.9, .34, .9, .5, (45,45,50))
-        self.poly('-40,40 -40,-50 -34,-56 50,-56 58,40', body, shade=.25)
+        self.poly('-40,40 -40,-50 -34,-56 50,-56 58,40', body, .25)
         self.line([[(x,-.5),(x,.36)] for x in np.arange(-.28,.5,.155)], tint(body,-.35), .025)
         self.box(-.4, .16, .56, .24, tint(body,self.pick(.7,-.5)), inside=True)
-        self.loader(tint(body,-.2))
-        self.poly('-97,44 -97,2 -86,-34 -44,-34 -44,44', cab, shade=.25)
-        self.poly('-92,2 -82,-27 -50,-27 -50,2', hsv(.56,.35,.75), shade=.35)
-        self.line([[(-.68,-.3),(-.68,.4)]], tint(cab,-.35), .018)
-        self.box(-1, .34, -.4, .46, (70,70,75), .03)
-        self.disc(-.94, .24, .05, (255,240,190))
-        self.recycle(.05, -.2)
+        self.poly('50,-56 72,-50 100,-5 100,34 78,46 50,42', tint(body,-.2), .25) # the hopper, and bags in it
+        self.poly('74,-10 98,2 98,30 74,30', (25,25,28))
+        for _ in range(4): self.disc(self.u(.76,.94), self.u(.12,.28), .08, self.paint((0,.5),(.1,.7)), .07, .4)
+        self.line([[(.5,-.5),(.5,.4)],[(.62,-.45),(.9,0)]], tint(tint(body,-.2),-.45), .035)
+        self.poly('-97,44 -97,2 -86,-34 -44,-34 -44,44', cab, .25) # cab
+        self.poly('-92,2 -82,-27 -50,-27 -50,2', hsv(.56,.35,.75), .35) # window
+        self.line('-68,-30 -68,40', tint(cab,-.35), .018)
+        self.box(-1, .34, -.4, .46, (70,70,75), .03) # bumper
+        self.disc(-.94, .24, .05, (255,240,190)) # lamp
+        for k in range(3):
+            with self.at(.05, -.2, .17, 120*k):
+                self.line('-75,60 55,60', (245,248,245), .26)
+                self.poly('40,20 105,60 40,100', (245,248,245))
         wheel = (1,(28,28,30),.2),(.62,(150,150,155),.2),(.5,(90,90,95),.2),(.2,(190,190,190),.2)
         for x in (-.66,.26,.62): self.rings(x, .55, .19, *wheel)
 
 # %% ../nbs/30_doodles.ipynb #01215661
-class GasPump(Doodle):
-    "A pillar with a display, a nozzle and a hose"
-    wnid,title,turn,home = 'n03425413','gas pump',6,'street street meadow'
-
-    def nozzle(self, x, y, col):
-        self.box(x-.06, y-.12, x+.12, y+.34, (60,60,64), .03, shade=.2)
-        self.ribbon([(x+.14,y-.02),(x+.04,y-.18),(x-.12,y-.2)], (.12,.1,.05), col, shade=.2)
-        self.ribbon([(x+.12,y-.08),(x+.16,y+.14),(x+.12,y+.3)], (.13,.1,.08), col, shade=.3)
-        self.line([(x-.12,y-.2),(x-.22,y-.14)], (190,190,195), .045)
-
+class GasPump(Doodle, wnid='n03425413', title='gas pump', turn=6, home='street street meadow'):
     def digits(self, x, y, col):
         self.box(x, y, x+.58, y+.16, col, .01)
         seg = _points('0,0 6,0 6,0 6,5 6,5 6,10 0,10 6,10 0,5 0,10 0,0 0,5 0,5 6,5').reshape(7,2,2)
-        lit = [[(x+.08+.12*k+a,y+.03+b) for a,b in s] for k in range(4) for s in seg if self.u()<.7]
+        lit = [s+(x+.08+.12*k,y+.03) for k in range(4) for s in seg if self.u()<.7]
         self.line(lit, (25,30,30), .018)
 
     def modern(self, col, trim):
-        self.boxes((-.5,-.7,.4,.86,col,.04,.2), (-.56,-.96,.5,-.66,trim,.05,.2))
-        self.boxes((-.44,-.88,.38,-.76,tint(trim,.75),.03,0), (-.4,-.55,.3,-.12,(40,42,46),.03,0))
+        self.boxes((-.5,-.7,.4,.86,col,.04,.2), (-.56,-.96,.5,-.66,trim,.05,.2), (-.4,.26,.3,.74,tint(col,.5),.03,.15))
+        self.boxes((-.44,-.88,.38,-.76,tint(trim,.75),.03), (-.4,-.55,.3,-.12,(40,42,46),.03))
         for y in (-.5,-.3): self.digits(-.34, y, tint(hsv(self.u(),.4,.95),.4))
-        for k in range(3): self.box(-.4+.24*k, -.02, -.2+.24*k, .16, self.paint((.7,.95),(.7,.95)), .03, shade=.2)
-        self.box(-.4, .26, .3, .74, tint(col,.5), .03, shade=.15)
-        self.blob('-5,32 8,50 2,64 -5,67 -12,64 -18,50', trim)
+        for x in (-.4,-.16,.08): self.box(x, -.02, x+.2, .16, self.paint((.7,.95),(.7,.95)), .03, .2)
+        self.blob('-5,32 8,50 2,64 -5,67 -12,64 -18,50', trim) # drop
 
     def old(self, col, trim):
-        self.poly(curve('-50,86 -50,-30 -36,-56 -5,-64 26,-56 40,-30 40,86', True, 4), col, shade=.25)
-        self.boxes((-.5,.3,.4,.86,trim,0,.2), (-.14,-.7,.04,-.58,(150,150,155),0,0))
-        self.rings(-.05, -.82, 1, (.2,tint(trim,-.4),0), (.175,(248,244,232),.1))
-        self.blob('-5,-94 3,-82 -1,-74 -9,-74 -13,-82', col)
-        self.rings(-.05, -.22, 1, (.28,(225,225,228),.3), (.24,(250,248,240),0))
+        self.poly(curve('-50,86 -50,-30 -36,-56 -5,-64 26,-56 40,-30 40,86', True, 4), col, .25)
+        self.boxes((-.5,.3,.4,.86,trim,0,.2), (-.14,-.7,.04,-.58,(150,150,155)))
+        self.rings(-.05, -.82, 1, (.2,tint(trim,-.4)), (.175,(248,244,232),.1))
+        self.blob('-5,-94 3,-82 -1,-74 -9,-74 -13,-82', col) # emblem on the globe
+        self.rings(-.05, -.22, 1, (.28,(225,225,228),.3), (.24,(250,248,240)))
         self.ticks(-.05, -.22, .2, .23, (40,40,42), .018)
-        self.line([(-.05,-.22), self.polar(-.05, -.22, .17, self.u(0,6.2))], (200,40,35), .026)
+        self.ticks(-.05, -.22, 0, .17, (200,40,35), .026, [self.u(0,6.2)]) # hand of the dial
         self.digits(-.34, .08, (245,245,235))
 
     def draw(self):
         col,trim = self.paint((.4,.9),(.6,1),(0,.13,.6)),self.paint((.05,.9),(.5,1))
-        self.boxes((-.56,.84,.6,.96,(120,120,122),.02,.2), (.3,-.62,.52,.86,tint(col,-.5),.04,0))
+        self.boxes((-.56,.84,.6,.96,(120,120,122),.02,.2), (.3,-.62,.52,.86,tint(col,-.5),.04))
         self.pick(self.old, self.modern)(col, trim)
-        self.line(curve('42,50 66,78 90,50 86,-10 62,-36'), (28,28,30), .06)
-        self.nozzle(.5, -.3, self.pick((35,35,38),(40,130,70),(190,45,40)))
+        self.line(curve('42,50 66,78 90,50 86,-10 62,-36'), (28,28,30), .06) # hose
+        self.box(.44, -.42, .62, .04, (60,60,64), .03, .2) # the nozzle
+        self.ribbon('64,-32 54,-48 38,-50', (.12,.1,.05), grip := self.pick((35,35,38),(40,130,70),(190,45,40)), .2)
+        self.ribbon('62,-38 66,-16 62,0', (.13,.1,.08), grip, .3)
+        self.line('38,-50 28,-44', (190,190,195), .045)
 
 # %% ../nbs/30_doodles.ipynb #13511ef2
-class GolfBall(Doodle):
-    "A dimpled ball, on a tee or in the grass"
-    wnid,title,turn,home = 'n03445777','golf ball',30,'meadow woods'
-
-    def dimples(self, col):
-        k,shift = np.arange(320)+.5,self.u(0,6.28)
-        z,a = 1-k/160,k*2.399963+shift
-        c = np.stack([np.sqrt(1-z*z)*np.cos(a), z, np.sqrt(1-z*z)*np.sin(a)], -1)
-        c = c[c[:,2]>.15]
-        e = np.cross(c, [.3,1,.2])
-        e /= np.linalg.norm(e, axis=1, keepdims=True)
-        f,t = np.cross(c, e),np.arange(10)*math.pi/5
-        rim = c[:,None] + .075*(e[:,None]*np.cos(t)[:,None]+f[:,None]*np.sin(t)[:,None])
-        for d,by,al in ((0,-.45,.55), (.018,.35,.5)): self.poly(rim[...,:2]*.82+d, tint(col,by), inside=True, alpha=al)
-
-    def tuft(self):
-        for by in (-.3,0,.25):
-            x = np.array([self.u(-1.1,1.1) for _ in range(28)])
-            tip = np.stack([x+[self.u(-.15,.15) for _ in x], [self.u(.42,.8) for _ in x]], -1)
-            self.line(np.stack([np.stack([x,x*0+1.1],-1),tip],1), tint(hsv(self.u(.2,.36),.6,.55),by), .03)
-
+class GolfBall(Doodle, wnid='n03445777', title='golf ball', turn=30, home='meadow woods'):
     def draw(self):
         col = tint(hsv(self.u(), self.u(0,.08) if self.u()<.85 else .5, 1), -self.u(0,.06))
-        tee = self.u()<.35
-        peg = curve('-22,68 22,68 7,90 4,150 -4,150 -7,90', True, 3)
-        if tee: self.poly(peg, self.paint((.3,.9),(.7,.95)), shade=.3)
+        peg,tee = curve('-22,68 22,68 7,90 4,150 -4,150 -7,90', True, 3),self.u()<.35
+        if tee: self.poly(peg, self.paint((.3,.9),(.7,.95)), .3)
         self.disc(0, 0, .82, tint(col,-.2), shade=.35)
-        self.dimples(col)
-        self.glow(-.25, -.35, .55, (255,255,255), alpha=.8, inside=True)
+        z,a = 1-(k := np.arange(320)+.5)/160,k*2.399963+self.u(0,6.28)
+        c = np.stack([np.sqrt(1-z*z)*np.cos(a), z, front := np.sqrt(1-z*z)*np.sin(a)], -1)[front>.15]
+        e = (e := np.cross(c, [.3,1,.2]))/np.linalg.norm(e, axis=1, keepdims=True)
+        f,t = np.cross(c, e),np.arange(10)[:,None]*math.pi/5
+        rim = (c[:,None] + .075*(e[:,None]*np.cos(t)+f[:,None]*np.sin(t)))[...,:2]*.82
+        for d,by,alpha in ((0,-.45,.55), (.018,.35,.5)): self.poly(rim+d, tint(col,by), inside=True, alpha=alpha)
+        self.glow(-.25, -.35, .55, 'white', alpha=.8, inside=True)
         self.glow(.1, .95, 1, (30,30,50), .5, alpha=.55, inside=True)
         self.mark = 0
-        if not tee: self.tuft()
+        for by in () if tee else (-.3,0,.25): # grass in front
+            x,lean,y = ([self.u(*o) for _ in range(28)] for o in ((-1.1,1.1), (-.15,.15), (.42,.8)))
+            self.line([[(a,1.1),(a+b,c)] for a,b,c in zip(x,lean,y)], tint(hsv(self.u(.2,.36),.6,.55),by), .03)
 
 # %% ../nbs/30_doodles.ipynb #a0e52110
-class Parachute(Doodle):
-    "A canopy of bright panels, its lines, a jumper"
-    wnid,title,turn,home = 'n03888257','parachute',15,'sky sky meadow lake'
-
+class Parachute(Doodle, wnid='n03888257', title='parachute', turn=15, home='sky sky meadow lake'):
     def dome(self, cols):
-        n,h,t = self.r.randint(6,9),self.u(.6,.75),np.linspace(0,1,9)
+        ks,h,t = np.linspace(-math.pi/2, math.pi/2, self.r.randint(6,9)+1),self.u(.6,.75),np.linspace(0,1,9)
         side = lambda k: np.stack([.9*math.sin(k)*np.sin(t*1.6), -.2-h*np.cos(t*1.6)+.06*math.cos(k)*t], -1)
-        ks = np.linspace(-math.pi/2, math.pi/2, n+1)
         self.disc(0, -.2, .88, tint(cols[0],-.65), .1)
         for i,(a,b) in enumerate(zip(ks,ks[1:])):
             p,q,col = side(a),side(b),tint(cols[i%len(cols)],-.3*abs(math.sin((a+b)/2)))
-            self.poly(np.concatenate([p, [(p[-1]+q[-1])/2-[0,.05]], q[::-1]]), col, shade=.25)
-        return [tuple(side(k)[-1]) for k in ks]
+            self.poly([*p, (p[-1]+q[-1])/2-[0,.05], *q[::-1]], col, .25)
+        return [side(k)[-1] for k in ks]
 
     def wing(self, cols):
-        n,r = self.r.randint(7,11),self.u(.9,1.3)
-        ang = np.linspace(-.8,.8,n+1)
+        ks,r = np.linspace(-.8, .8, self.r.randint(7,11)+1),self.u(.9,1.3)
         pt = lambda a,k: (.98*math.sin(a)/math.sin(.8), -.95+r*(1-math.cos(a))+k)
-        for i,(a,b) in enumerate(zip(ang,ang[1:])):
-            self.poly([pt(a,.1),pt(b,.1),pt(b,.42),pt(a,.42)], tint(cols[i%len(cols)],-.15*(i%2)), shade=.3)
-            self.poly([pt(a,0),pt(b,0),pt(b,.12),pt(a,.12)], tint(cols[i%len(cols)],-.55))
-        return [pt(a,.42) for a in ang]
-
-    def jumper(self, x, y, col):
-        for k in (-1,1):
-            self.ribbon([(x+.04*k,y-.02),(x+.11*k,y-.1),(x+.06*k,y-.2)], (.06,.04), tint(col,-.2))
-            self.ribbon([(x+.04*k,y+.12),(x+.08*k,y+.26),(x+self.u(.02,.1)*k,y+.4)], (.09,.06), tint(col,-.45))
-        self.ribbon([(x,y-.06),(x,y+.16)], (.17,.14), col, shade=.3)
-        self.disc(x, y-.12, .075, self.paint((.5,.9),(.5,.95)), shade=.3)
+        for i,(a,b) in enumerate(zip(ks,ks[1:])):
+            for y0,y1,by,shade in ((.1,.42,-.15*(i%2),.3), (0,.12,-.55,0)):
+                self.poly([pt(a,y0),pt(b,y0),pt(b,y1),pt(a,y1)], tint(cols[i%len(cols)],by), shade)
+        return [pt(a,.42) for a in ks]
 
     def draw(self):
         cols = [self.paint((.5,.95),(.75,1)) for _ in range(self.r.randint(2,4))]
-        feet = self.pick(self.dome, self.wing)(cols)
-        x = self.u(-.12,.12)
-        lines = [[p,(x+.06*(1 if p[0]>0 else -1),.5)] for p in feet]
-        self.line(lines, (235,235,235) if self.u()<.5 else (50,50,55), .012)
-        self.jumper(x, .62, self.paint((.4,.9),(.2,.9)))
+        feet,x = self.pick(self.dome, self.wing)(cols),self.u(-.12,.12)
+        ends = [[p,(x+.06*(1 if p[0]>0 else -1),.5)] for p in feet]
+        self.line(ends, (235,235,235) if self.u()<.5 else (50,50,55), .012)
+        col = self.paint((.4,.9),(.2,.9))
+        with self.at(x, .62): # the jumper
+            for k in (-1,1):
+                self.ribbon(_points('4,-2 11,-10 6,-20')*(k,1), (.06,.04), tint(col,-.2))
+                self.ribbon([(.04*k,.12),(.08*k,.26),(self.u(.02,.1)*k,.4)], (.09,.06), tint(col,-.45))
+            self.ribbon('0,-6 0,16', (.17,.14), col, .3)
+            self.disc(0, -.12, .075, self.paint((.5,.9),(.5,.95)), shade=.3)
 
 # %% ../nbs/30_doodles.ipynb #127f7222
 def doodle(
@@ -739,31 +575,24 @@ def doodle(
     return Doodle.kinds[wnid](size, f'{seed}/{wnid}').compose().photo()
 
 # %% ../nbs/30_doodles.ipynb #377139da
-def _draw(path, size, seed, jobs):
-    "Draw the pictures that `jobs` names, in this process"
-    for split,wnid,i in jobs:
-        im,mask = doodle(wnid, size, f'{seed}/{split}/{i}')
-        im.save(path/split/wnid/f'{wnid}_{i:05}.JPEG', quality=90)
-        mask.save(path/'masks'/split/wnid/f'{wnid}_{i:05}.png')
+def _draw(path, size, seed, job):
+    split,wnid,i = job
+    im,mask = doodle(wnid, size, f'{seed}/{split}/{i}')
+    im.save(path/split/wnid/f'{wnid}_{i:05}.JPEG', quality=90)
+    mask.save(path/'masks'/split/wnid/f'{wnid}_{i:05}.png')
 
-def _draw_all(path, facts, n_workers):
-    ns = dict(train=facts['n_train'], val=facts['n_valid'])
-    jobs = [(s,w,i) for s,n in ns.items() for k,w in enumerate(class_names) for i in range((n+9-k)//10)]
-    for d in {path/m/s/w for m in ('','masks') for s,w,_ in jobs}: d.mkdir(parents=True)
-    draw = partial(_draw, path, facts['size'], facts['seed'])
-    if not n_workers: return draw(jobs)
-    ctx = mp.get_context('fork' if 'fork' in mp.get_all_start_methods() else None)
-    with warnings.catch_warnings(), ProcessPoolExecutor(n_workers, ctx) as ex:
-        warnings.simplefilter('ignore', DeprecationWarning) # the workers use no threads, so forking is safe
-        list(ex.map(draw, chunked(jobs, 50)))
-
-# %% ../nbs/30_doodles.ipynb #83f633de
 def _make(path, facts, n_workers):
     "Draw into a folder beside `path`, then rename it: whole or not at all"
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f'{path.name}-', suffix='.part', dir=path.parent))
+    _,*ns,size,seed = facts.values()
+    jobs = [(s,w,i) for s,n in zip(('train','val'), ns) for k,w in enumerate(class_names) for i in range((n+9-k)//10)]
+    ctx = mp.get_context('fork' if 'fork' in mp.get_all_start_methods() else None)
     try:
-        _draw_all(tmp, facts, n_workers)
+        for d in {tmp/m/s/w for m in ('','masks') for s,w,_ in jobs}: d.mkdir(parents=True)
+        with warnings.catch_warnings(), ProcessPoolExecutor(n_workers, mp_context=ctx) as ex:
+            warnings.simplefilter('ignore', DeprecationWarning) # the workers use no threads, so forking is safe
+            list(ex.map(_draw, jobs, tmp, size, seed, chunksize=50))
         (tmp/'doodles.json').write_text(json.dumps(facts))
         tmp.chmod(0o755)
         if path.exists(): path.rmdir() # which only an empty folder allows
@@ -775,10 +604,9 @@ def _made(path, facts):
     if not path.exists(): return False
     if not path.is_dir(): raise NotADirectoryError(f'{path} is a file; `doodles` needs the name of a folder.')
     has = json.loads(card.read_text()) if (card := path/'doodles.json').exists() else None
-    if has==facts: return True
-    if has: raise FileExistsError(f'{path} holds doodles made with {has}, not {facts}; name another folder.')
-    if any(path.iterdir()): raise FileExistsError(f'{path} is not empty and holds no doodles; name another folder.')
-    return False
+    if has and has!=facts: raise FileExistsError(f'{path} holds doodles of {has}, not {facts}; name another folder.')
+    if not has and any(path.iterdir()): raise FileExistsError(f'{path} holds other files; name another folder.')
+    return bool(has)
 
 # %% ../nbs/30_doodles.ipynb #6a3bdc4a
 def doodles(

@@ -25,8 +25,9 @@ def test_pose():
     assert (c.im.size,c.mask.mode)==((128,128),'L')
     with c.at(.5, 0, size=.5, turn=90): close(c.px([(0,0), (1,0)]), [(96,64), (96,96)])
     with c.at(flip=True): close(c.px((1,0)), (0,64))
-    with pytest.raises(KeyError), c.at(.5): raise KeyError
-    close(c.px((0,0)), (64,64)) # the pose is back also after an error
+    with pytest.raises(KeyError), c.at(.5, mark=255): raise KeyError
+    close(c.px((0,0)), (64,64)) # pose and mark are back also after an error
+    assert c.mark==0
 
 def test_the_mask_holds_what_is_drawn_while_mark_is_set():
     c = Shapes(160, 3)
@@ -58,8 +59,8 @@ def test_seed_and_mask_of_each_class(w):
     assert (a[0].size,a[0].mode,a[1].mode,set(a[1].tobytes()))==((48,48),'RGB','L',{0,255})
     assert np.array(doodle(w, 48, 5)[1]).mean()>10
     drawn = Doodle.kinds[w](48, 1)
-    drawn.mark = drawn.plain() or 255
-    with drawn.at(size=.85): drawn.draw()
+    drawn.plain()
+    with drawn.at(size=.85, mark=255): drawn.draw()
     assert .08<np.mean(np.array(drawn.mask)>0)<.8
 
 def test_unknown_class(): fails(doodle, args=('tench',), contains="no doodle of 'tench'")
@@ -81,7 +82,7 @@ def test_nothing_of_the_readers_is_overwritten(tmp_path):
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine/thesis.txt').write_text('years of work')
     p = doodles(tmp_path/'p', 10, 10, 16, n_workers=0)
-    for args,says in (((tmp_path/'mine',), 'not empty and holds no doodles'), ((tmp_path/'mine/thesis.txt',), 'is a file'),
+    for args,says in (((tmp_path/'mine',), 'holds other files'), ((tmp_path/'mine/thesis.txt',), 'is a file'),
         ((tmp_path/'mine/thesis.txt/sub',), 'thesis.txt'), ((p, 20, 10, 16), 'name another folder')): fails(doodles, args=args, contains=says)
     assert (tmp_path/'mine/thesis.txt').read_text()=='years of work'
 
