@@ -46,9 +46,8 @@ class WhereCallback(Callback):
         calls = [o for o in self._locals(e, Callback.__call__) if o['self'].learn is self.learn]
         parts = [o['name'] for o in self._locals(e, Learner._part) if o['self'] is self.learn]
         places = [f"in the callback `{o['self']}` at `{o['event_name']}`" for o in calls[-1:]] + self._place(parts)
-        note = f"Raised {', '.join(places)}."
-        if type(e).__name__.startswith('Cancel'): note += ' Nothing that this exception could cancel was under way.'
-        if places: e.__notes__ = [*getattr(e, '__notes__', ()), note]
+        late = ' Nothing that this exception could cancel was under way.'*type(e).__name__.startswith('Cancel')
+        if places: e.__notes__ = [*getattr(e, '__notes__', ()), f"Raised {', '.join(places)}.{late}"]
     def _locals(self, e, f): return [o.f_locals for o,_ in traceback.walk_tb(e.__traceback__) if o.f_code is f.__code__]
     def _place(self, parts):
         if 'epoch' not in parts: return []
