@@ -22,8 +22,7 @@ from .recorder import *
 
 # %% ../nbs/10_schedule.ipynb #c9408a7f
 def sched_lin(
-    start, # Value at 0: a number, or an array with one for each parameter group
-    end, # Value at 1
+    start, end, # Values at 0 and at 1: numbers, or arrays with one for each parameter group
     pos:float, # From 0 to 1
 ): # Value at `pos`
     "A straight line"
@@ -36,12 +35,7 @@ def sched_exp(start, end, pos):
     raise ValueError(f'Equal factors lead to a number of the same sign, not from {start} to {end}.')
 
 # %% ../nbs/10_schedule.ipynb #538a0bcc
-def annealer(
-    f, # A formula, `f(start, end, pos)`
-): # A function of `(start, end)` that gives the schedule, a function of `pos`
-    "Turn a formula into a maker of schedules"
-    return lambda start,end: partial(f, start, end)
-
+def annealer(f): return lambda start,end: partial(f, start, end) # From a formula `f(start, end, pos)` to schedules
 def sched_no(start, end, pos): return start
 SchedLin,SchedCos,SchedExp,SchedNo = map(annealer, (sched_lin, sched_cos, sched_exp, sched_no))
 def sched_poly(start, end, power, pos): return start + (end-start)*pos**power
@@ -63,8 +57,7 @@ def _joined(starts, pcts, scheds, pos):
     return scheds[i](max(pos-starts[i], 0.)/pcts[i] if pcts[i] else 1.)
 
 def combine_scheds(
-    pcts, # Share of each schedule, summing to 1
-    scheds, # As many schedules
+    pcts, scheds, # Shares of the run, summing to 1, and as many schedules
 ): # A function of `pos`
     "One schedule out of several, each stretched over its share of the run"
     pcts,scheds = [float(o) for o in pcts],list(scheds)
@@ -125,8 +118,7 @@ class OneCycle(_RateScheduler):
 def fit_one_cycle(self:Learner,
     n_epoch:int, # Epochs
     lr_max=None, # Peak: a number, a list with one a group, or a `slice`; `None`: the learner's `lr`
-    div:float=25., div_final:float=1e5, # The start and the end are this much lower than the peak
-    pct_start:float=0.25, # Part of the training that climbs
+    div:float=25., div_final:float=1e5, pct_start:float=0.25, # Start and end are this much lower; part that climbs
     wd:float|None=None, # Weight decay; `None`: the learner's, or, where that is `None` too, as it was
     moms:tuple|None=None, # Momentum at the start, the peak and the end; `None`: the learner's
     cbs=None, reset_opt:bool=False, start_epoch:int=0, # As in `fit`
@@ -138,10 +130,9 @@ def fit_one_cycle(self:Learner,
 # %% ../nbs/10_schedule.ipynb #30b0f364
 @patch
 def plot_sched(self:Recorder,
-    keys=None, # Names to draw; `None`: all that were scheduled
-    figsize:tuple|None=None, # Width and height in inches
-): # The axes, an array
-    "Draw the hyper-parameters of the last training: a panel for each, a line for each group"
+    keys=None, figsize:tuple|None=None, # Names to draw, `None`: all; width and height in inches
+):
+    "Draw the hyper-parameters of the last training, and return the axes: a panel for each, a line for each group"
     hps = self.hps or dict(lr=self.group_lrs)
     keys = list(hps) if keys is None else L(keys)
     axs = plt.subplots(1, len(keys), figsize=figsize or (3.8*len(keys),2.6), squeeze=False, layout='constrained')[1][0]
@@ -167,11 +158,10 @@ class SGDR(_RateScheduler):
 # %% ../nbs/10_schedule.ipynb #16678d1b
 @patch
 def fit_flat_cos(self:Learner,
-    n_epoch:int, lr=None, # As in `fit`
-    div_final:float=1e5, pct_start:float=0.75, # The end is this much lower; part of the training that is flat
+    n_epoch:int, lr=None, div_final:float=1e5, pct_start:float=0.75, # As in `fit`; the part that is flat
     wd:float|None=None, cbs=None, reset_opt:bool=False, start_epoch:int=0, # As in `fit`
 ):
-    "Train at the full rate, then along a cosine"
+    "Train at the full rate, then along a cosine down to `lr/div_final`"
     self.fit(n_epoch, lr, wd, L(FlatCos(None, div_final, pct_start))+L(cbs), reset_opt, start_epoch)
 
 @patch
@@ -190,8 +180,7 @@ def fit_sgdr(self:Learner,
 def _at(lrs, losses, i, div=1): return lrs[i].item()/div,(lrs[i].item(),losses[i].item())
 
 def minimum(
-    lrs:Tensor, # Rates, `(n,)`
-    losses:Tensor, # Smoothed losses, `(n,)`
+    lrs:Tensor, losses:Tensor, # Rates and smoothed losses, `(n,)`
     num_it:int, # Batches that were asked for
 )->tuple: # Rate, and the point `(rate, loss)` to mark
     "A tenth of the rate with the lowest loss, where it is about to explode"
@@ -210,7 +199,6 @@ def valley(lrs, losses, num_it):
     start,third = end-falls[end],falls[end]/3
     return _at(lrs, losses, max(start + int(third) + int(third/2), 0))
 
-# %% ../nbs/10_schedule.ipynb #f1ce9483
 def slide(lrs, losses, num_it, lr_diff:int=15, thresh:float=0.005, adjust_value:float=1.):
     "The left end of the first interval from the right at whose ends the slopes are equal, times `adjust_value`"
     slopes,d = np.gradient(losses.numpy()) if len(losses)>1 else [0.],min(lr_diff, len(losses)-1)
@@ -290,8 +278,7 @@ def twin(self:Learner):
 @patch
 def lr_find(self:Learner,
     start_lr=1e-7, end_lr=10, # First and last rate: a number, a list with one a group, or a `slice`
-    num_it:int=100, # Batches
-    stop_div:bool=True, # Stop when the smoothed loss is four times its best, or not a number?
+    num_it:int=100, stop_div:bool=True, # Batches; stop when the smoothed loss is four times its best, or no number?
     show_plot:bool=True, # Draw the curve, with the suggestions marked?
     suggest_funcs=SuggestionMethod.Valley, # A rule or several, or their names; `None`: no suggestion
 )->tuple: # A named tuple of rates, by name of the rule; its `finder` has `rates`, `losses`, and `plot`
