@@ -20,7 +20,7 @@ from .learner import *
 from .recorder import *
 
 # %% ../nbs/20_tracker.ipynb #f0701e2d
-def _say(learn, msg): print(msg) if learn.logger is not noop else None
+def _say(learn, msg): print(msg) if learn.logger is not noop else None # silent in `learn.no_logging()`
 
 class TerminateOnNaNCallback(Callback):
     "Stop before a loss that is NaN or infinite gets into the weights"
@@ -50,14 +50,14 @@ class TrackerCallback(_Fits):
         if not isinstance(monitor, str): monitor = mk_metric(monitor).name
         comp = ifnone(comp, operator.lt if re.search(_down, monitor) else operator.gt)
         store_attr()
-        self.worst = math.inf if comp(0,1) else -math.inf
+        self.worst,self.delta = (math.inf,abs(min_delta)) if comp(0,1) else (-math.inf,-abs(min_delta))
     def before_fit(self):
         have = [o for o in self.recorder.metric_names if o not in ('epoch','time')]
         if self.monitor not in have: raise ValueError(f'There is no {self.monitor!r} to watch, only {", ".join(have)}.')
         if self.reset_on_fit or self.best is None: self.best = self.worst
     def after_epoch(self):
         v = self.history[-1][self.monitor]
-        self.new_best = v is not None and bool(self.comp(v + math.copysign(self.min_delta, self.worst), self.best))
+        self.new_best = v is not None and bool(self.comp(v+self.delta, self.best))
         if self.new_best: self.best = v
 
 # %% ../nbs/20_tracker.ipynb #6304d6a8
@@ -195,7 +195,7 @@ class ReduceLROnPlateau(PatientCallback):
 
 # %% ../nbs/20_tracker.ipynb #5b1ee072
 class CSVLogger(_Fits):
-    "Write a line an epoch to `learn.path/fname`"
+    "Write the epochs' rows as a table to `learn.path/fname`"
     order = 60
     def __init__(self,
         fname:str|Path='history.csv', # Below the learner's path
@@ -240,7 +240,7 @@ class ShowGraphCallback(_Fits):
 # %% ../nbs/20_tracker.ipynb #b0053430
 class TensorBoardCallback(_Fits):
     "Write losses, hyper-parameters, metrics and pictures with their predictions as TensorBoard's event files"
-    order,writer,done,sent = 55,None,0,0
+    order,writer,step,sent = 55,None,0,0
     def __init__(self,
         log_dir:str|Path|None=None, # Folder of this run; `None`: `runs/<time>_<host>` in the current folder
         every:int=50, # Batches between writes
@@ -259,21 +259,21 @@ class TensorBoardCallback(_Fits):
     def _send(self, row):
         "Write the losses since the last time, the hyper-parameters and `row`"
         losses = self.recorder.losses[self.sent:]
-        for i,o in enumerate(losses, self.done+self.sent+1): self.writer.add_scalar('train_loss', o, i)
+        for self.step,o in enumerate(losses, self.step+1): self.writer.add_scalar('train_loss', o, self.step)
         self.sent += len(losses)
         hypers = {f'{k}_{i}':v for i,h in enumerate(self.opt.hypers) for k,v in h.items()}
         for k,v in {**hypers, **row}.items():
-            if isinstance(v, (int,float)): self.writer.add_scalar(k, v, self.done+self.sent)
+            if isinstance(v, (int,float)): self.writer.add_scalar(k, v, self.step)
     def _draw(self, xb, yb, pred):
         if (xb.ndim, yb.ndim, pred.ndim)!=(4,1,2): raise ValueError('`log_preds` is for pictures with a class.')
         names = [class_names.get(o, o) for o in getattr(self.dls, 'vocab', None) or range(pred.shape[1])]
         titles = [f'{names[t]}\n{names[p]}' for t,p in zip(yb[:self.n_preds].tolist(), pred.argmax(-1).tolist())]
         ims = getattr(self.dls, 'decode_batch', noop)(xb[:self.n_preds])
         axs = show_images(ims, nrows=round(len(ims)**0.5), titles=titles)
-        self.writer.add_figure('target / prediction', axs[0].figure, self.done+self.sent)
+        self.writer.add_figure('target / prediction', axs[0].figure, self.step)
     def cleanup_fit(self):
         if self.writer: self.writer.close()
-        self.writer,self.done,self.sent = None,self.done+self.sent,0
+        self.writer,self.sent = None,0
 
 # %% ../nbs/20_tracker.ipynb #0d0bb621
 class PeakMemory(Callback):
