@@ -27,11 +27,11 @@ help:
 	@$(PIP) --editable .
 	@touch $@
 .venv/dev: .venv/run
-	@echo '… installing nbdev and pytest, for the tests …'
+	@echo '… installing what chapters and tests use besides: nbdev, pytest, scikit-learn, tensorboard …'
 	@$(PIP) --editable '.[dev]'
 	@echo '… done.'
 	@touch $@
-.venv/lab: .venv/run
+.venv/lab: .venv/dev
 	@echo '… installing JupyterLab …'
 	@$(PIP) --editable '.[lab]'
 	@touch $@
