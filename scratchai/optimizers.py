@@ -7,9 +7,11 @@ __all__ = ['torch_names', 'nadam_step', 'momentum_warmup', 'NAdam', 'radam_step'
            'Lamb', 'lion_step', 'Lion', 'slow_start', 'lookahead_step', 'Lookahead', 'ranger', 'OptimWrapper']
 
 # %% ../nbs/34_optimizers.ipynb #5e18184a
-import inspect,math
-from collections import ChainMap,defaultdict
+import inspect,math,warnings
+from collections import ChainMap,Counter,defaultdict
+from copy import deepcopy
 import torch
+from torch import Tensor
 from fastcore.all import *
 from .optimizer import *
 from .optimizer import _BaseOptimizer,_adam_averages,_decay,_per_group,_to_groups
@@ -247,3 +249,52 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
     def _load_state(self, p, state):
         self.state.flags[p] = {k:state.pop(k) for k in ('force_train','do_wd') if k in state}
         if state: self.opt.state[p] = state
+
+# %% ../nbs/34_optimizers.ipynb #5feaed02
+def _fits(p, v): return not isinstance(v, Tensor) or not v.dim() or v.shape==p.shape
+
+def _suited(p, k, v):
+    if not isinstance(v, Tensor) or v.shape!=p.shape or k=='step': return deepcopy(v)
+    return v.to(p.device, p.dtype if v.is_floating_point() else v.dtype, copy=True)
+
+@patch
+def _named(self:_BaseOptimizer):
+    res = {p:self.names.get(p, str(i)) for i,p in enumerate(self.param_lists.concat())}
+    for n,i in Counter(res.values()).items():
+        if i>1: raise ValueError(f"Two parameters have the name `{n}`.")
+    return res
+
+# %% ../nbs/34_optimizers.ipynb #96bb9a4a
+@patch
+def _misfits(self:_BaseOptimizer, sd):
+    ps = {n:p for p,n in self._named().items()}
+    for n,s in sd['state'].items():
+        if s and n not in ps: yield f'`{n}` is no parameter here'
+        for k,v in s.items():
+            if n in ps and not _fits(ps[n], v): yield f'`{k}` of `{n}` has shape {[*v.shape]}, not {[*ps[n].shape]}'
+    yield from (f'`{k}` is no hyper-parameter here' for k in merge(*sd['hypers']) if not self._has(k))
+    asked = [k for k,v in self.hypers[0].items() if type(v) in (int,float)]
+    yield from (f'the hyper-parameter `{k}` was not saved' for k in asked if any(k not in h for h in sd['hypers']))
+
+@patch
+def state_dict(self:_BaseOptimizer):
+    "`state` by name, `hypers` and `groups`; tensors go on changing, so `deepcopy` what is not saved at once"
+    names = self._named()
+    return dict(state={n:dict(self.state[p]) for p,n in names.items()}, hypers=[dict(h) for h in self.hypers],
+        groups=[[names[p] for p in pg] for pg in self.param_lists])
+
+@patch
+def load_state_dict(self:_BaseOptimizer, sd, strict=True):
+    "Go on from the saved `sd`; refuse it if something does not fit, or warn and load the rest"
+    if not {'state','hypers','groups'}<=sd.keys(): raise ValueError("This is no state of our optimizers.")
+    if bad := list(self._misfits(sd)):
+        if strict: raise ValueError(f"The saved optimizer state does not fit: {'; '.join(bad)}.")
+        warnings.warn(f"Left out of the saved optimizer state: {'; '.join(bad)}.")
+    for p,n in (names := self._named()).items():
+        saved = sd['state'].get(n)
+        if saved is not None and all(_fits(p, v) for v in saved.values()):
+            self._load_state(p, {k:_suited(p, k, v) for k,v in saved.items()})
+    was = {n:h for group,h in zip(sd['groups'], sd['hypers']) for n in group}
+    for i,pg in enumerate(self.param_lists):
+        for k,v in next((was[names[p]] for p in pg if names[p] in was), {}).items():
+            if self._has(k): self._put(i, k, v)

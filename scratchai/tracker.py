@@ -17,6 +17,7 @@ from fastcore.all import *
 from .core import *
 from .doodles import class_names
 from .learner import *
+from .optimizers import * # adds `state_dict`
 from .recorder import *
 
 # %% ../nbs/20_tracker.ipynb #f0701e2d

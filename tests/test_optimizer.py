@@ -8,6 +8,7 @@ from torch.nn import Parameter
 from fastcore.all import noop
 from scratchai.core import set_seed
 from scratchai.optimizer import *
+import scratchai.optimizers # adds `state_dict` and `load_state_dict`
 from scratchai.optimizer import _per_group,_run_lists,_run_pieces,_to_groups
 
 def param(*x): return Parameter(torch.tensor(x))
