@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from fastcore.all import *
-from .optimizer import Optimizer,Tensors
-from .optimizer import _run_lists,_run_pieces
+from .optimizer import Optimizer,Tensors,_run_lists,_run_pieces
 
 # %% ../nbs/33_fused.ipynb #f34df547
 class _Traced(Tensors):
@@ -100,23 +99,16 @@ def _c_kernel(ops, n_scalars, names, t):
     return kernel
 
 # %% ../nbs/33_fused.ipynb #a0321cd7
-_formulas = dict(add=lambda x,y,alpha=1: x+alpha*y, sub=lambda x,y,alpha=1: x-alpha*y, copy=lambda x,y: y,
-    addcmul=lambda x,a,b,value=1: x+value*a*b, addcdiv=lambda x,a,b,value=1: x+value*a/b,
-    lerp=lambda x,y,w: torch.where(w<0.5, x+w*(y-x), y-(1-w)*(y-x)))
-
 def _play(ops, names, scalars, ts):
     vals = dict(zip(names, ts))
     def val(kind, o): return vals[o] if kind=='tensor' else scalars[o] if kind=='scalar' else o
-    for name,func,out,args,kwargs in ops:
-        base = name.rstrip('_')
-        f = _formulas.get(base) or (getattr(Tensor, base) if base!=name else func)
-        vals[out] = f(*[val(*o) for o in args], **{k:val(*o) for k,o in kwargs})
-    for name,t in zip(names, ts):
-        if vals[name] is not t: t.copy_(vals[name])
+    for _,func,out,args,kwargs in ops:
+        args,kwargs = [val(*o) for o in args],{k:val(*o) for k,o in kwargs}
+        for k in ('alpha','value'):
+            if k in kwargs: args[1] = args[1]*kwargs.pop(k)
+        vals[out] = func(*args, **kwargs)
 
 # %% ../nbs/33_fused.ipynb #ecd2bb38
-def _flat(t): return t.detach().as_strided((t.numel(),), (1,))
-
 def _torch_kernel(ops, n_scalars, names, t, n=8):
     "A kernel by `torch.compile` that takes `n` tensors of each name at a time"
     def many(scalars, *tss):
@@ -125,7 +117,8 @@ def _torch_kernel(ops, n_scalars, names, t, n=8):
     f,dtype = torch.compile(many, dynamic=True, fullgraph=True),torch.promote_types(t.dtype, torch.float32)
     fill = [[torch.zeros(4096+64*i, dtype=t.dtype, device=t.device) for i in range(n)] for _ in names]
     def kernel(scalars, tss):
-        flats,scalars = [[_flat(o) for o in ts] for ts in tss],torch.tensor(scalars, dtype=dtype, device=t.device)
+        scalars = torch.tensor(scalars, dtype=dtype, device=t.device)
+        flats = [[o.detach().as_strided((o.numel(),), (1,)) for o in ts] for ts in tss]
         for i in range(0, len(tss[0]), n): f(scalars, *[(ts[i:i+n]+o)[:n] for ts,o in zip(flats, fill)])
     kernel([0.]*n_scalars, fill)
     return kernel
@@ -175,7 +168,6 @@ class _Fused:
             return warnings.warn(f'`compile` could not fuse this optimizer, which goes on without ({why}).')
         return self.kernels[key],scalars,names,{k:v for k,v in new.items() if not isinstance(v, _Traced)}
 
-# %% ../nbs/33_fused.ipynb #0313d831
 @patch
 def compile(self:Optimizer)->Optimizer: # The same optimizer
     "Fuse the pieces into one kernel, from the second step on"
