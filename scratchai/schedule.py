@@ -22,8 +22,7 @@ from .recorder import *
 
 # %% ../nbs/10_schedule.ipynb #c9408a7f
 def sched_lin(
-    start, end, # Values at 0 and at 1: numbers, or arrays with one for each parameter group
-    pos:float, # From 0 to 1
+    start, end, pos:float, # Values at 0 and 1 (arrays: one for each parameter group), and a place from 0 to 1
 ): # Value at `pos`
     "A straight line"
     return start + pos*(end-start)
@@ -180,8 +179,7 @@ def fit_sgdr(self:Learner,
 def _at(lrs, losses, i, div=1): return lrs[i].item()/div,(lrs[i].item(),losses[i].item())
 
 def minimum(
-    lrs:Tensor, losses:Tensor, # Rates and smoothed losses, `(n,)`
-    num_it:int, # Batches that were asked for
+    lrs:Tensor, losses:Tensor, num_it:int, # Rates and smoothed losses, `(n,)`; batches that were asked for
 )->tuple: # Rate, and the point `(rate, loss)` to mark
     "A tenth of the rate with the lowest loss, where it is about to explode"
     return _at(lrs, losses, losses.argmin(), 10)
