@@ -24,6 +24,7 @@ from .loader import *
 from .cache import *
 
 # %% ../nbs/03_data.ipynb #ca44bb63
+# a star import of this chapter hands these on too
 _all_ = ['get_image_files', 'open_image', 'parent_label', 'FolderLabeller', 'RegexLabeller', 'GrandparentSplitter',
     'RandomSplitter', 'PackedPaths', 'printable', 'Dataset', 'URLs', 'untar_data', 'collate', 'ProcessPoolExecutor',
     'LoaderError', 'ItemError', 'DataLoader', 'verify_images', 'Cache', 'CachedDataset']
@@ -99,7 +100,7 @@ class DataLoaders:
     def cuda(self): return self.to(default_device())
     def cpu(self): return self.to('cpu')
     def one_batch(self): return self.train.one_batch() if hasattr(self.train, 'one_batch') else next(iter(self.train))
-    def close(self): self._ours.map(Self.close()) # end the workers
+    def close(self): self._ours.map(lambda o: o.close()) # end the workers
 
 # %% ../nbs/03_data.ipynb #fc0b5ad4
 @patch
