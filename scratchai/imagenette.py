@@ -6,13 +6,9 @@
 __all__ = ['best_data', 'words', 'valid_preds', 'show_predictions', 'save_weights', 'save_report']
 
 # %% ../nbs/19_imagenette.ipynb #e7ca04f3
-import json
-
-import matplotlib.pyplot as plt,torch
-from torch import Tensor
+import json,matplotlib.pyplot as plt,torch
 from fastcore.all import *
 from safetensors.torch import save_file
-
 from .core import *
 from .doodles import class_names,doodles
 from .data import *
@@ -30,15 +26,15 @@ def best_data(
 # %% ../nbs/19_imagenette.ipynb #34d800f2
 def words(
     vocab, # Folder names
-)->list: # Names to read
-    "The English name of each Imagenette class, other names as they are"
+)->list: # The English name of each Imagenette class, other names as they are
+    "Names to read"
     return [printable(class_names.get(o, o)) for o in vocab]
 
 # %% ../nbs/19_imagenette.ipynb #5cd10c51
 @torch.no_grad()
 def valid_preds(
     learn:Learner, # A trained learner
-)->Tensor: # Predicted class of each validation picture, `(n,)`, on the CPU; -1 for one that was left out
+)->torch.Tensor: # Predicted class of each validation picture, `(n,)`, on the CPU; -1 for one that was left out
     "Predicted class of every validation picture, in the order of the files"
     learn.model.eval()
     preds = torch.cat([learn.model(xb).argmax(-1) for xb,_ in learn.dls.valid]).tolist()
