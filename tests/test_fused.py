@@ -145,7 +145,7 @@ def test_eight_numbers_at_a_time_with_avx2_only(tmp_path, f, wanted):
 # torch.compile, for what has no C++
 
 @pytest.mark.slow
-@pytest.mark.parametrize('f,dtype,eps', [(SGD, torch.bfloat16, 0.1), (Lamb, torch.float64, 1e-10)])
+@pytest.mark.parametrize('f,dtype,eps', [(SGD, torch.bfloat16, 0.1), (Adam, torch.bfloat16, 0.1), (Lamb, torch.float64, 1e-10)])
 def test_other_types_and_norms_go_through_torch_compile(f, dtype, eps):
     diff,kernels = differ(f, dtype)
     assert diff<eps and len(kernels)==1
