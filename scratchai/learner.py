@@ -57,8 +57,8 @@ class CancelBackwardException(Exception): "Skip the backward pass; next: `after_
 class CancelStepException(Exception): "Skip the optimizer's step; next come `after_cancel_step` and `after_step`"
 
 # %% ../nbs/08_learner.ipynb #c5579fca
-_cancels = dict(fit=CancelFitException, epoch=CancelEpochException, train=CancelTrainException, batch=CancelBatchException,
-    validate=CancelValidException, backward=CancelBackwardException, step=CancelStepException)
+_cancels = dict(fit=CancelFitException, epoch=CancelEpochException, train=CancelTrainException,
+    validate=CancelValidException, batch=CancelBatchException, backward=CancelBackwardException, step=CancelStepException)
 
 # %% ../nbs/08_learner.ipynb #faaebc6c
 def _event_name(cls, k):
@@ -92,7 +92,8 @@ class Callback(GetAttr):
         if event_name=='cleanup_fit': vars(self).pop('run', None)
     def __setattr__(self, k, v):
         if self.learn is not None and k not in vars(self) and not hasattr(type(self), k) and hasattr(self.learn, k):
-            warnings.warn(f"`self.{k}` hides the learner's in `{self}`; did you mean `self.learn.{k} = …`?", stacklevel=2)
+            warnings.warn(f"`self.{k}` hides the learner's in `{self}`; did you mean `self.learn.{k} = …`?",
+                stacklevel=2)
         super().__setattr__(k, v)
     def __repr__(self): return type(self).__name__
     learner = property(lambda self: self.learn, doc="The same as `learn`")
