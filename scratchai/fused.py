@@ -98,47 +98,19 @@ def _c_kernel(ops, n_scalars, names, t):
         f(*map(ctypes.c_int64, (torch.get_num_threads(), len(sizes))), *[ctypes.c_void_p(o.data_ptr()) for o in args])
     return kernel
 
-# %% ../nbs/33_fused.ipynb #a0321cd7
-def _play(ops, names, scalars, ts):
-    vals = dict(zip(names, ts))
-    def val(kind, o): return vals[o] if kind=='tensor' else scalars[o] if kind=='scalar' else o
-    for _,func,out,args,kwargs in ops:
-        args,kwargs = [val(*o) for o in args],{k:val(*o) for k,o in kwargs}
-        for k in ('alpha','value'):
-            if k in kwargs: args[1] = args[1]*kwargs.pop(k)
-        vals[out] = func(*args, **kwargs)
-
-# %% ../nbs/33_fused.ipynb #ecd2bb38
-def _torch_kernel(ops, n_scalars, names, t, n=8):
-    "A kernel by `torch.compile` that takes `n` tensors of each name at a time"
-    def many(scalars, *tss):
-        for ts in zip(*tss): _play(ops, names, scalars.unbind(), ts)
-    many.__code__ = many.__code__.replace() # a copy: PyTorch gives up on code that it has compiled eight times
-    f,dtype = torch.compile(many, dynamic=True, fullgraph=True),torch.promote_types(t.dtype, torch.float32)
-    fill = [[torch.zeros(4096+64*i, dtype=t.dtype, device=t.device) for i in range(n)] for _ in names]
-    def kernel(scalars, tss):
-        scalars = torch.tensor(scalars, dtype=dtype, device=t.device)
-        flats = [[o.detach().as_strided((o.numel(),), (1,)) for o in ts] for ts in tss]
-        for i in range(0, len(tss[0]), n): f(scalars, *[(ts[i:i+n]+o)[:n] for ts,o in zip(flats, fill)])
-    kernel([0.]*n_scalars, fill)
-    return kernel
-
 # %% ../nbs/33_fused.ipynb #6c3443ae
-_shapeless = {*_c_ops, *'pow exp log where clamp logaddexp lt le gt ge eq ne'.split()}
-
 def _kernel(ops, n_scalars, names, t):
-    in_c = t.device.type=='cpu' and t.dtype in (torch.float32,torch.float64)
+    if t.device.type!='cpu' or t.dtype not in (torch.float32,torch.float64):
+        raise NotImplementedError(f'there are no kernels for {t.dtype} on {t.device.type}')
     for name,_,_,args,kwargs in ops:
-        base,kinds = name.rstrip('_'),[kind for kind,_ in args]
-        if base not in _shapeless and not (base=='norm' and len(args)==1 and not kwargs):
-            raise NotImplementedError(f'what `{name}` does may depend on the shape of a tensor, or on its place in it')
-        in_c = in_c and base in _c_ops and 'constant' not in kinds and {k for k,_ in kwargs}<={'alpha','value'}
-    return (_c_kernel if in_c else _torch_kernel)(ops, n_scalars, names, t)
+        known = name.rstrip('_') in _c_ops and {k for k,_ in kwargs}<={'alpha','value'}
+        if not known or 'constant' in [kind for kind,_ in args]: raise NotImplementedError(f'`{name}` is no formula that it knows')
+    return _c_kernel(ops, n_scalars, names, t)
 
 # %% ../nbs/33_fused.ipynb #91007be8
 def _whole(p, state):
     dense = p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last)
-    return p.numel()>1 and dense and all((o.shape,o.stride(),o.dtype)==(p.shape,p.stride(),p.dtype)
+    return dense and all((o.shape,o.stride(),o.dtype)==(p.shape,p.stride(),p.dtype)
         for o in (p.grad, *state.values()) if isinstance(o, Tensor))
 
 class _Fused:

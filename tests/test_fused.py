@@ -99,7 +99,7 @@ def test_kernels_stay_behind_when_an_optimizer_is_copied():
 
 def own(p, lr, **kwargs): p.add_(p.grad*torch.ones(1), alpha=-lr)
 def centred(p, lr, **kwargs): p.sub_((p.grad-p.grad.mean(-1, keepdim=True))*lr)
-@pytest.mark.parametrize('f,says,want', [(own, 'a tensor from outside', [0.9, 1.7]), (centred, '`mean` does may depend on the shape', [1.1, 1.9])])
+@pytest.mark.parametrize('f,says,want', [(own, 'a tensor from outside', [0.9, 1.7]), (centred, '`mean` is no formula', [1.1, 1.9])])
 def test_a_piece_that_cannot_be_fused_is_named_and_run(f, says, want):
     p = param(1., 2.)
     p.grad = torch.tensor([1., 3.])
@@ -142,23 +142,7 @@ def test_eight_numbers_at_a_time_with_avx2_only(tmp_path, f, wanted):
     lines = (tmp_path/'step.s').read_text().splitlines()
     for o in wanted: assert any(o in l and '%ymm' in l for l in lines), f'no {o} of eight numbers'
 
-# torch.compile, for what has no C++
-
-@pytest.mark.slow
-@pytest.mark.parametrize('f,dtype,eps', [(SGD, torch.bfloat16, 0.1), (Adam, torch.bfloat16, 0.1), (Lamb, torch.float64, 1e-10)])
-def test_other_types_and_norms_go_through_torch_compile(f, dtype, eps):
-    diff,kernels = differ(f, dtype)
-    assert diff<eps and len(kernels)==1
-
-@pytest.mark.slow
-def test_other_numbers_of_tensors_of_other_lengths_at_each_step():
-    def train(compiled, sizes=(7,1,3,12,1,5,0,9,2,4,30,1,8)):
-        set_seed(42)
-        ps = [Parameter(torch.randn(n, dtype=torch.float64)) for n in sizes]
-        opt = Lamb(ps, lr=0.1)
-        if compiled: opt.compile()
-        for i in range(12):
-            for j,p in enumerate(ps): p.grad = torch.randn_like(p) if i<2 or (i+j)%(2+i%4) else None
-            opt.step()
-        return torch.cat([p.detach() for p in ps])
-    torch.testing.assert_close(train(True), train(False), atol=1e-10, rtol=0)
+@pytest.mark.parametrize('f,dtype,says', [(SGD, torch.bfloat16, 'no kernels for torch.bfloat16'), (Lamb, torch.float64, '`norm` is no formula')])
+def test_other_types_and_norms_have_no_kernel(f, dtype, says):
+    with pytest.warns(UserWarning, match=says): diff,kernels = differ(f, dtype)
+    assert diff==0 and kernels is None

@@ -1,5 +1,5 @@
 "What only a GPU can show. Without one, all of it is skipped."
-import copy
+from contextlib import nullcontext
 from functools import partial
 
 import pytest,torch,torch.nn as nn
@@ -68,14 +68,16 @@ def test_no_random_puts_the_gpus_generator_back():
     assert torch.equal(torch.rand(3, device='cuda'), want)
 
 @pytest.mark.parametrize('mk', [partial(SGD, lr=1e-2, mom=0.9), partial(Adam, lr=1e-3)])
-def test_compiled_step_is_the_plain_one(mk):
+def test_a_gpu_has_no_compiled_step(mk):
+    "It says so, and goes on without"
     set_seed(1)
     ps = [torch.randn(s, device='cuda').requires_grad_() for s in ((64,32,3,3), (64,), (10,64), (1,))]
     qs = [p.detach().clone().requires_grad_() for p in ps]
     a,b = mk(ps),mk(qs).compile()
-    for _ in range(4):
+    for i in range(4):
         for p,q in zip(ps, qs): p.grad = q.grad = torch.randn_like(p)
-        a.step(), b.step()
+        a.step()
+        with (pytest.warns(UserWarning, match='no kernels for torch.float32 on cuda') if i==1 else nullcontext()): b.step()
     for p,q in zip(ps, qs): assert torch.allclose(p, q, atol=1e-5)
 
 @pytest.mark.parametrize('kw', [dict(fused=True), dict(capturable=True), {}])
