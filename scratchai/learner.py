@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['event', 'RegModel', 'synth_dls', 'CancelFitException', 'CancelEpochException', 'CancelTrainException',
            'CancelValidException', 'CancelBatchException', 'CancelBackwardException', 'CancelStepException', 'Callback',
-           'sort_by_run', 'trainable_params', 'norm_bias_params', 'Learner', 'TrainEvalCallback', 'synth_learner']
+           'sort_by_run', 'Caller', 'trainable_params', 'norm_bias_params', 'Learner', 'TrainEvalCallback',
+           'synth_learner']
 
-# %% ../nbs/08_learner.ipynb #dc674df5
+# %% ../nbs/08_learner.ipynb #a289da1c
 import warnings
 from contextlib import ExitStack,contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from .core import *
 from .module import Module,Parameter,check_parts
 from .losses import cross_entropy,mse
 from .optimizer import Adam,SGD
+from .optimizers import * # how an optimizer is saved
 
 # %% ../nbs/08_learner.ipynb #e0680045
 class RegModel(Module):
@@ -119,6 +121,48 @@ def sort_by_run(
         res.append(cb)
     return res
 
+# %% ../nbs/08_learner.ipynb #d1bb7934
+class Caller:
+    "Has callbacks, and calls them at events"
+    cbs,_calls = L(),None
+    def __call__(self, event_name):
+        if self._calls is None: self._calls = {o: self.ordered_cbs(o) for o in event} # until a callback comes or goes
+        for cb in self._calls[event_name]:
+            if cb.learn is self: cb(event_name)
+    def add_cb(self, cb): # A callback, or a class of them
+        "Add a callback; returns the learner"
+        cb = cb() if isinstance(cb, type) else cb
+        if not isinstance(cb, Callback): raise TypeError(f'{cb!r} is no callback; see `Callback(after_batch=f)`.')
+        cb.learn,self.cbs,self._calls = self,sort_by_run(self.cbs.filter(lambda o: o is not cb) + [cb]),None
+        return self
+    def remove_cb(self, cb): # A callback, or a class: all that are of it
+        "Remove a callback; returns the learner"
+        gone = self.cbs.filter(lambda o: o is cb or isinstance(cb, type) and isinstance(o, cb))
+        for o in gone: o.learn = None
+        self.cbs,self._calls = self.cbs.filter(lambda o: o not in gone),None
+        return self
+    def add_cbs(self, cbs): return reduce(lambda learn,cb: learn.add_cb(cb), L(cbs), self) # One or several
+    def remove_cbs(self, cbs): return reduce(lambda learn,cb: learn.remove_cb(cb), L(cbs), self) # One or several
+    @contextmanager
+    def added_cbs(self, cbs): # One callback or class, or several
+        "A `with` block with these callbacks too"
+        new = L(o() if isinstance(o, type) else o for o in L(cbs)).filter(lambda o: o not in self.cbs)
+        try: yield self.add_cbs(new)
+        finally: self.remove_cbs(new)
+    @contextmanager
+    def removed_cbs(self, cbs): # One callback or class, or several
+        "A `with` block without these callbacks"
+        old = self.cbs
+        try: yield self.remove_cbs(cbs)
+        finally: self.add_cbs(old)
+    def ordered_cbs(self, event_name:str)->L: # An event
+        "The callbacks that handle an event, in the order in which they run"
+        return self.cbs.filter(lambda o: getattr(getattr(o, event_name), '__func__', None) is not noop)
+    def __getattr__(self, k):
+        for cb in self.__dict__.get('cbs', ()):
+            if cb.name==k: return cb
+        raise AttributeError(f'`{type(self).__name__}` has no attribute `{k}`, nor a callback of this name.')
+
 # %% ../nbs/08_learner.ipynb #472277b3
 def trainable_params(
     m, # A model, ours or a `torch.nn.Module`
@@ -138,10 +182,10 @@ def norm_bias_params(
 _idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None, training=False, busy=False)
 _start = dict(n_epoch=1, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., fitting=False, final_record=None)
 
-# %% ../nbs/08_learner.ipynb #cb1a9ab4
-class Learner:
+# %% ../nbs/08_learner.ipynb #c08788fc
+class Learner(Caller):
     "A model, its data and a loss, and the loop that trains the one on the other"
-    default_callbacks,_calls = L(),None
+    default_callbacks = L()
     def __init__(self,
         dls, # Has `train` and `valid`, each an iterable of batches with a length
         model, # Ours, or any `torch.nn.Module`
@@ -166,10 +210,6 @@ class Learner:
         self.add_cbs(self.default_callbacks if default_cbs else None).add_cbs(cbs)
         self('after_create')
 
-    def __call__(self, event_name):
-        if self._calls is None: self._calls = {o: self.ordered_cbs(o) for o in event} # until a callback comes or goes
-        for cb in self._calls[event_name]:
-            if cb.learn is self: cb(event_name)
     def _part(self, name, f):
         "Part `name` of the loop: the event before, `f()`, perhaps a cancelling, the event after"
         try:
@@ -256,40 +296,6 @@ class Learner:
         self.opt.freeze_to(n)
     def freeze(self): self.freeze_to(-1) # Train the last group only
     def unfreeze(self): self.freeze_to(0) # Train all groups
-
-    def add_cb(self, cb): # A callback, or a class of them
-        "Add a callback; returns the learner"
-        cb = cb() if isinstance(cb, type) else cb
-        if not isinstance(cb, Callback): raise TypeError(f'{cb!r} is no callback; see `Callback(after_batch=f)`.')
-        cb.learn,self.cbs,self._calls = self,sort_by_run(self.cbs.filter(lambda o: o is not cb) + [cb]),None
-        return self
-    def remove_cb(self, cb): # A callback, or a class: all that are of it
-        "Remove a callback; returns the learner"
-        gone = self.cbs.filter(lambda o: o is cb or isinstance(cb, type) and isinstance(o, cb))
-        for o in gone: o.learn = None
-        self.cbs,self._calls = self.cbs.filter(lambda o: o not in gone),None
-        return self
-    def add_cbs(self, cbs): return reduce(lambda learn,cb: learn.add_cb(cb), L(cbs), self) # One or several
-    def remove_cbs(self, cbs): return reduce(lambda learn,cb: learn.remove_cb(cb), L(cbs), self) # One or several
-    @contextmanager
-    def added_cbs(self, cbs): # One callback or class, or several
-        "A `with` block with these callbacks too"
-        new = L(o() if isinstance(o, type) else o for o in L(cbs)).filter(lambda o: o not in self.cbs)
-        try: yield self.add_cbs(new)
-        finally: self.remove_cbs(new)
-    @contextmanager
-    def removed_cbs(self, cbs): # One callback or class, or several
-        "A `with` block without these callbacks"
-        old = self.cbs
-        try: yield self.remove_cbs(cbs)
-        finally: self.add_cbs(old)
-    def ordered_cbs(self, event_name:str)->L: # An event
-        "The callbacks that handle an event, in the order in which they run"
-        return self.cbs.filter(lambda o: getattr(getattr(o, event_name), '__func__', None) is not noop)
-    def __getattr__(self, k):
-        for cb in self.__dict__.get('cbs', ()):
-            if cb.name==k: return cb
-        raise AttributeError(f'The learner has no attribute `{k}`, nor a callback of this name.')
     x = property(lambda self: detuplify(self.xb), doc="The input, or a tuple of several")
     y = property(lambda self: detuplify(self.yb), doc="The target, or a tuple of several")
 
