@@ -82,7 +82,7 @@ def save_report(
 )->Path: # The file
     "Losses, learning rates and predictions in one picture"
     rows = -(-n//6)
-    fig = plt.figure(figsize=(11, 3.5+1.5*rows), layout='constrained')
+    fig = plt.figure(figsize=(9, 3+1.5*rows), layout='constrained')
     grid = fig.add_gridspec(1+rows, 6, height_ratios=[2.4]+[1]*rows)
     learn.recorder.plot_loss(ax=fig.add_subplot(grid[0,:3]))
     ax = fig.add_subplot(grid[0,3:])

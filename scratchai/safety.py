@@ -73,4 +73,5 @@ class CheckCallback(Callback):
         if not self.learn.loss_grad.requires_grad: raise RuntimeError('The loss depends on no parameter that is trained: '
             'are all of them frozen (`learn.unfreeze()`), or did something detach it?')
     def after_batch(self):
-        if self.learn.training and not self.learn.yb: warnings.warn('Nothing is trained on a batch without targets; give `(x, y)`.')
+        learn = self.learn
+        if learn.training and not learn.yb: warnings.warn('Nothing is trained on a batch without targets: give `(x, y)`.')
