@@ -10,6 +10,7 @@ from scratchai.core import set_seed
 from scratchai.layers import simple_cnn
 from scratchai.learner import Learner,RegModel,synth_dls
 from scratchai.losses import cross_entropy,mse
+import scratchai.recorder # the callbacks that every learner begins with
 from scratchai.optimizer import SGD
 
 warnings.filterwarnings('ignore')
