@@ -104,7 +104,8 @@ def _kernel(ops, n_scalars, names, t):
         raise NotImplementedError(f'there are no kernels for {t.dtype} on {t.device.type}')
     for name,_,_,args,kwargs in ops:
         known = name.rstrip('_') in _c_ops and {k for k,_ in kwargs}<={'alpha','value'}
-        if not known or 'constant' in [kind for kind,_ in args]: raise NotImplementedError(f'`{name}` is no formula that it knows')
+        known = known and 'constant' not in [kind for kind,_ in args]
+        if not known: raise NotImplementedError(f'`{name}` is no formula that it knows')
     return _c_kernel(ops, n_scalars, names, t)
 
 # %% ../nbs/33_fused.ipynb #91007be8

@@ -182,14 +182,14 @@ def norm_bias_params(
 _idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None, training=False, busy=False)
 _start = dict(n_epoch=1, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., fitting=False, final_record=None)
 
-# %% ../nbs/08_learner.ipynb #c08788fc
+# %% ../nbs/08_learner.ipynb #a64d4107
 class Learner(Caller):
     "A model, its data and a loss, and the loop that trains the one on the other"
     default_callbacks = L()
     def __init__(self,
         dls, # Has `train` and `valid`, each an iterable of batches with a length
         model, # Ours, or any `torch.nn.Module`
-        loss_func=None, # `f(pred, *yb)`, a scalar; `None`: that of `dls`, or else `cross_entropy`
+        loss_func=None, # `f(pred, *yb)`, a scalar, or a class of them; `None`: that of `dls`, or else `cross_entropy`
         opt_func=Adam, # `f(params, lr=lr)`, an optimizer
         lr:float|slice=0.001, # Learning rate where `fit` is given none
         splitter=trainable_params, # `f(model)`: its parameters, or a list of them for each group
@@ -204,6 +204,7 @@ class Learner(Caller):
         default_cbs:bool=True, # Begin with `Learner.default_callbacks`?
     ):
         loss_func = ifnone(loss_func, ifnone(getattr(dls, 'loss_func', None), cross_entropy))
+        if isinstance(loss_func, type): loss_func = loss_func()
         path = Path(ifnone(path, getattr(dls, 'path', None) or '.'))
         store_attr(but='cbs,default_cbs')
         self.__dict__.update(_idle, **_start, opt=None, cbs=L(), history=[], logger=print)

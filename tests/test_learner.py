@@ -378,3 +378,14 @@ class Holds(nn.Module):
 def test_a_torch_module_that_holds_ours_is_refused():
     "PyTorch would not see our parameters, and so not train them"
     with pytest.raises(TypeError, match='`ours` of Holds'): synth_learner(model=Holds()).fit(1)
+
+
+@pytest.mark.parametrize('loss', [F.mse_loss, nn.MSELoss, nn.MSELoss(), mse])
+def test_a_loss_is_a_function_a_module_or_a_class(loss):
+    set_seed(0)
+    learn = synth_learner(loss_func=loss)
+    learn.fit(1)
+    set_seed(0)
+    ref = synth_learner()
+    ref.fit(1)
+    torch.testing.assert_close(learn.model.a.detach(), ref.model.a.detach())

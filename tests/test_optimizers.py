@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest,torch
 from torch.nn import Parameter
+from test_optimizer import loop_step,rel,run
 from scratchai.core import set_seed
 from scratchai.optimizer import *
 from scratchai.optimizers import *
@@ -61,19 +62,6 @@ def test_lion_by_its_formula():
 
 shapes = [(4,3,3,3), (4,), (4,)]*8 + [(5,6), (5,), ()]
 def params(): return set_seed(42) or [Parameter(torch.randn(s, dtype=torch.float64)) for s in shapes]
-def run(ps, step, n=30):
-    for t in range(n):
-        set_seed(t)
-        for i,p in enumerate(ps): p.grad = torch.randn_like(p)*10**(i%5-2)
-        if t in (10,11): ps[0].grad = ps[5].grad = None
-        step()
-    return ps
-def rel(a, b): return max(((x-y).abs().max()/y.abs().max().clamp(min=1e-12)).item() for x,y in zip(a, b))
-
-def loop_step(opt):
-    with torch.no_grad():
-        for p,_,state,hyper in opt.all_params(with_grad=True):
-            for cb in opt.cbs: state.update(cb(p, **{**state, **hyper}) or {})
 
 @pytest.mark.parametrize('f', [NAdam, partial(NAdam, momentum_decay=4e-3), RAdam, partial(RAdam, beta=1.), Lamb, QHAdam, Lion, ranger, partial(Lookahead, k=3)])
 def test_all_at_once_is_one_by_one(f):
