@@ -686,8 +686,12 @@ def test_verify(tmp_path):
 def test_worker_killed_in_verify(tmp_path):
     os.mkfifo(tmp_path/'a.jpg') # reading it waits for ever
     before = set(children())
-    def kill(): os.kill(until(lambda: set(children())-before).pop(), signal.SIGKILL)
-    threading.Thread(target=kill).start()
+    def worker():
+        "A new child that is there for longer than a program which is being started"
+        some = set(children())-before
+        time.sleep(.2)
+        return some & set(children())
+    threading.Thread(target=lambda: os.kill(until(worker).pop(), signal.SIGKILL)).start()
     says(lambda: verify_images([tmp_path/'a.jpg'], n_workers=1, progress=False), 'killed by SIGKILL')
 
 @pytest.mark.slow
