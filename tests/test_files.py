@@ -29,6 +29,28 @@ def test_only_pictures_sorted_and_nothing_hidden(tmp_path):
     assert names(get_image_files(tmp_path, recurse=False), tmp_path) == ['5.gif']
     assert isinstance(get_image_files(str(tmp_path)), L)
 
+def test_files_of_any_ending(tmp_path):
+    touch(tmp_path, 'a/1.JPG', 'a/2.txt', 'a/b/3.csv', 'c/4.txt', '.5.txt', '6.CSV', '7')
+    assert names(get_files(tmp_path), tmp_path)==['6.CSV', '7', 'a/1.JPG', 'a/2.txt', 'a/b/3.csv', 'c/4.txt']
+    assert names(get_files(tmp_path, '.csv'), tmp_path)==['6.CSV', 'a/b/3.csv']
+    assert names(get_files(tmp_path, {'.TXT','.csv'}, folders='a'), tmp_path)==['a/2.txt', 'a/b/3.csv']
+    assert names(get_files(tmp_path, ['.txt','.csv'], recurse=False), tmp_path)==['6.CSV']
+    assert '.jpeg' in image_extensions and '.txt' not in image_extensions
+    with pytest.raises(FileNotFoundError, match='no folder .*none to look for files in'): get_files(tmp_path/'none')
+
+def test_getters_wait_for_the_folder(tmp_path):
+    touch(tmp_path, 'x/1.jpg', 'x/a/2.jpg', 'x/b/3.jpg', 'x/b/4.txt', '5.jpg')
+    assert names(ImageGetter()(str(tmp_path)), tmp_path)==['5.jpg', 'x/1.jpg', 'x/a/2.jpg', 'x/b/3.jpg']
+    assert names(ImageGetter('x', folders=['b'])(tmp_path), tmp_path)==['x/b/3.jpg']
+    assert names(ImageGetter('x', recurse=False)(tmp_path), tmp_path)==['x/1.jpg']
+    assert names(FileGetter('x', '.txt')(tmp_path), tmp_path)==['x/b/4.txt']
+    assert names(FileGetter('x', recurse=False, folders='b')(tmp_path), tmp_path)==['x/b/3.jpg', 'x/b/4.txt']
+
+def test_paths_are_shown_below_base_path(tmp_path, monkeypatch):
+    touch(tmp_path, 'a/1.jpg')
+    monkeypatch.setattr(Path, 'BASE_PATH', tmp_path, raising=False)
+    assert repr(get_image_files(tmp_path))=="[Path('a/1.jpg')]"
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     touch(tmp_path, 'all/1.jpg')
     (tmp_path/'all/loop').symlink_to(tmp_path)
@@ -135,6 +157,9 @@ def test_labels_of_deeper_folders(tmp_path):
 def test_regex_labels():
     assert RegexLabeller(r'/([^/]+)_\d+.jpg$')(Path('pets/great_pyrenees_173.jpg')) == 'great_pyrenees'
     with pytest.raises(ValueError, match='finds no label in a/notes.txt'): RegexLabeller(r'(\d+)')('a/notes.txt')
+    assert RegexLabeller(r'(\w+)_\d+', match=True)('cat_12.jpg')=='cat'
+    with pytest.raises(ValueError, match='finds no label in x/cat_12.jpg'): RegexLabeller(r'(cat)', match=True)('x/cat_12.jpg')
+    assert pickle.loads(pickle.dumps(RegexLabeller(r'(\d+)', match=True)))('3.jpg')=='3'
 
 # splits
 def test_the_nearest_split_folder_above_the_class():
