@@ -91,7 +91,7 @@ class FuncSplitter:
         rows = (items.iloc[i] for i in range(len(items))) if hasattr(items, 'iloc') else items
         return _halves([self.func(o) for o in rows], 'the function says so')
 
-# %% ../nbs/39_splitters.ipynb #3a82a3b3
+# %% ../nbs/39_splitters.ipynb #15c9c416
 _flags = {**dict.fromkeys('true yes valid validation val 1 1.0'.split(), True),
     **dict.fromkeys('false no train training 0 0.0'.split(), False)}
 
@@ -102,7 +102,7 @@ class ColSplitter:
         on=None, # The value, or list of values, that validates; `None`: yes in one of its spellings
     ): self.col,self.on = col,None if on is None else L(on)
     def __call__(self, items):
-        vals = L(_cell(items, self.col) if hasattr(items, 'iloc') else [_cell(o, self.col) for o in items])
+        vals = L(list(_cell(items, self.col)) if hasattr(items, 'iloc') else [_cell(o, self.col) for o in items])
         flags = vals.map(self.flag)
         if None in flags: raise ValueError(f"Item {(i := flags.index(None))} has {vals[i]!r} in column {self.col!r} for "
             "whether it validates: write True or False, 1 or 0, 'yes' or 'no', 'valid' or 'train', or pass `on`.")
