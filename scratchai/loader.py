@@ -23,13 +23,17 @@ from torch.multiprocessing.reductions import reduce_tensor
 from .core import *
 from .files import *
 
-# %% ../nbs/02_loader.ipynb #a391f915
+# %% ../nbs/02_loader.ipynb #ba15cb4a
 def collate(
     items, # Items of one form: tensors, arrays, numbers, or tuples, lists and dicts of them
 ): # The same form, with a first axis of length `len(items)`; what is none of these (text, `None`) is a list
     "Stack items into a batch"
     o = items[0]
-    if isinstance(o, (Tensor,np.ndarray)): return torch.stack(list(map(torch.as_tensor, items)))
+    if isinstance(o, (Tensor,np.ndarray)):
+        xs = list(map(torch.as_tensor, items))
+        last = xs[0].ndim==3 and not xs[0].is_contiguous() and xs[0].permute(1,2,0).is_contiguous() # channels last?
+        res = torch.stack([x.permute(1,2,0) for x in xs]).permute(0,3,1,2) if last else torch.stack(xs)
+        return res.as_subclass(type(o)) if isinstance(o, Tensor) else res
     if isinstance(o, (int,float,np.number,np.bool_)): return torch.tensor(items)
     if isinstance(o, (dict,UserDict)):
         if any(p.keys()!=o.keys() for p in items): raise ValueError('the dicts have different keys')
@@ -81,7 +85,7 @@ class ItemError(LoaderError):
         store_attr()
     def __str__(self): return f"Item {self.index}{f' ({self.path})' if self.path else ''} cannot be read: {self.cause}"
 
-# %% ../nbs/02_loader.ipynb #c99733c5
+# %% ../nbs/02_loader.ipynb #4ec7cd0c
 class _Maker:
     "Makes the batches of a data set"
     def __init__(self, ds, collate_fn, skip_bad): store_attr()
@@ -113,7 +117,7 @@ class _Maker:
         _Maker.here = self
         def small(o):
             with suppress(TypeError,RuntimeError):
-                if o.nbytes<2**14: return torch.from_numpy,(o.numpy(),)
+                if o.nbytes<2**14 and (o.ndim<4 or o.is_contiguous()): return torch.from_numpy,(o.numpy(),)
             return reduce_tensor(o.resolve_conj().resolve_neg())
         ForkingPickler.register(Tensor, small)
     @staticmethod
