@@ -25,7 +25,7 @@ class Logged(Dataset):
     def decode(self, i):
         with open(Path(self.fns.name(i)).parent/'log', 'a') as f: f.write(f'{i} ')
         return super().decode(i)
-class Cached(CachedDataset, Logged): pass
+class CachedLogged(CachedDataset, Logged): pass
 class Toned(CachedDataset): decoding = 'grey'
 
 def fresh(fns, cache='memory', size=32, cls=CachedDataset, **kwargs): return cls(fns, [0]*len(fns), size, cache, **kwargs)
@@ -43,7 +43,7 @@ import os,signal,sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_cache as t
 {kill}
-try: ds = t.fresh(t.get_image_files({str(d)!r}), {str(cache)!r}, cls=t.Cached)
+try: ds = t.fresh(t.get_image_files({str(d)!r}), {str(cache)!r}, cls=t.CachedLogged)
 except OSError as e: sys.exit(str(e))
 for n,i in enumerate({idxs}):
     if n==len({idxs})//2:
@@ -91,7 +91,7 @@ def test_start_methods(fns, tmp_path, context):
 
 def test_same_batches(fns):
     "Shuffled, with `drop_last`: the batches are those without a cache, and each picture is decoded once"
-    ds = fresh(fns, cls=Cached)
+    ds = fresh(fns, cls=CachedLogged)
     with DataLoader(ds, 9, shuffle=True, drop_last=True, n_workers=2, seed=3) as dl, DataLoader(Dataset(fns, [0]*40, 32), 9, shuffle=True, drop_last=True, n_workers=0, seed=3) as ref:
         for _ in range(8): assert torch.equal(xs(dl), xs(ref))
     assert ds.in_memory and decoded(fns)==list(range(40))
@@ -163,6 +163,35 @@ def test_copies(fns):
     assert again.cache is None and torch.equal(again[3][0], ds[3][0]) and not again.in_memory
     assert copy.deepcopy(ds).cache is ds.cache
 
+class Grey:
+    "A data set of another kind: a list of paths, one channel, targets in a list"
+    def __init__(self, fns): self.fns,self.y,self.tfm,self.level,self.n = list(fns),[('a',i) for i in range(len(fns))],None,0,0
+    def __len__(self): return len(self.fns)
+    def __getitem__(self, i): return self.decode(i),self.y[i]
+    def decode(self, i):
+        self.n += 1
+        return torch.from_numpy(np.array(Image.open(self.fns[i]).convert('L')))[...,None]+self.level
+class CachedGrey(Cached, Grey):
+    def __init__(self, fns, cache):
+        super().__init__(fns)
+        self.begin_cache(cache, (48,48,1))
+    def _how(self): return self.level,
+
+def test_mixin(fns, tmp_path):
+    "Before any class that decodes: once each, whole batches, another name for another way to decode or another shape"
+    ds,ref = CachedGrey(fns, tmp_path/'cache'),Grey(fns)
+    assert not ds.in_memory and ds.__getitems__ is None and not ds.random
+    for _ in range(2): assert all(torch.equal(ds[i][0], ref[i][0]) and ds[i][1]==ref.y[i] for i in range(40))
+    assert ds.n==40 and ds.in_memory and suffixes(tmp_path/'cache')==['.cache']
+    assert [y for _,y in ds.__getitems__([5,2])]==[ref.y[5],ref.y[2]] and torch.equal(ds.__getitems__([5,2])[1][0], ref[2][0])
+    assert CachedGrey(fns, tmp_path/'cache').in_memory and CachedGrey([], 'memory').cache is None
+    ds.level = 1 # decoded another way since: neither old bytes nor a new name for them
+    assert not ds.in_memory and ds.__getitems__ is None and torch.equal(ds[3][0], ref[3][0]+1) and ds.n==41
+    ds.tfm = 'any'
+    assert ds.random
+    with patch.object(CachedGrey, '_how', lambda self: (1,)): assert not CachedGrey(fns, tmp_path/'cache').in_memory
+    assert ds._key((48,48,1))!=ds._key((48,48,3))
+
 @linux
 def test_goes_on(fns, tmp_path):
     "What a run that was killed left is no cache, and the next run goes on with it"
@@ -172,10 +201,10 @@ def test_goes_on(fns, tmp_path):
         p.send_signal(sig)
         p.communicate()
         assert suffixes(cache)==['.part'], sig
-    ds = fresh(fns, cache, cls=Cached)
+    ds = fresh(fns, cache, cls=CachedLogged)
     assert ds.cache.state.tolist()==[1]*20+[0]*20 and not ds.in_memory
     assert torch.equal(fill(ds), plain(fns)) and ds.in_memory and suffixes(cache)==['.cache'] and decoded(fns)==list(range(40))
-    assert torch.equal(fill(fresh(fns, cache, cls=Cached)), plain(fns)) and decoded(fns)==list(range(40))
+    assert torch.equal(fill(fresh(fns, cache, cls=CachedLogged)), plain(fns)) and decoded(fns)==list(range(40))
 
 @linux
 def test_killed_with_workers(fns, tmp_path):
@@ -206,7 +235,7 @@ def test_two_at_once(fns, tmp_path):
     assert suffixes(cache)==['.part']
     outs = [p.communicate('go\n', timeout=60)[0].split()[-1] for p in ps]
     assert outs[1]=='True' and suffixes(cache)==['.cache'] and decoded(fns)==list(range(40))
-    ds = fresh(fns, cache, cls=Cached)
+    ds = fresh(fns, cache, cls=CachedLogged)
     assert ds.in_memory and torch.equal(fill(ds), plain(fns))
 
 @linux
