@@ -1,50 +1,106 @@
-"From folders, names and tables to batches: every way, and what is said of mistakes"
-import copy,os,sys,types,warnings
+"From bytes to normalised batches, and what training and validation share"
+import copy,os,pickle,sys
 from pathlib import Path
 
-import numpy as np,pytest,torch
+import matplotlib.pyplot as plt,numpy as np,pytest,torch
 from PIL import Image
 from fastcore.all import L,noop
+from torch import Tensor
 from scratchai import data
 from scratchai.core import default_device
 from scratchai.data import *
-
-ims = ImageDataLoaders
-def files(dl): return [Path(o).name for o in dl.ds.fns]
-def labels(dl): return [dl.ds.vocab[i] for i in dl.ds.y]
 
 @pytest.fixture
 def fns(pictures):
     "8 pictures of two classes"
     return get_image_files(pictures(dog=4, cat=4))
 
+def loader(fns, bs=4, **kwargs): return DataLoader(Dataset(fns), bs=bs, n_workers=0, seed=0, **kwargs)
+def by_hand(fns, device='cpu', **kwargs):
+    return DataLoaders(loader(fns, shuffle=True, **kwargs), loader(fns, **kwargs), batch_tfms=[ToFloat(), Normalize(*imagenet_stats)], device=device)
+
+class Kept(Tensor):
+    "A tensor whose class arithmetic forgets, as chapter 11 has it"
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    def __getitem__(self, i): return super().__getitem__(i).as_subclass(type(self))
+class Other(Kept): pass
+def kept(*shape, cls=Kept): return torch.rand(shape).as_subclass(cls)
+
 # transforms
+def test_to_float():
+    b = torch.randint(256, (2,4,5,3), dtype=torch.uint8)
+    x,y,z = ToFloat()((b,1,2))
+    assert torch.equal(x, b.permute(0,3,1,2)/255) and (y,z)==(1,2) and x.is_contiguous(memory_format=torch.channels_last)
+    assert ToFloat.order<Normalize.order
+
 @pytest.mark.parametrize('shape', ((2,3,4,5),(3,4,5)))
 def test_normalize(shape):
     x,norm = torch.rand(shape),Normalize.from_stats(*imagenet_stats)
     mean,std = (torch.tensor(o).view(3,1,1) for o in imagenet_stats)
     assert torch.equal(norm.encode(x), (x-mean)/std) and torch.allclose(norm.decode(norm.encode(x)), x, atol=1e-6)
-    assert '0.4850' in repr(norm) and '0.2290' in repr(norm)
-    assert torch.equal(norm((x,1,2))[0], norm.encode(x)) and norm((x,1,2))[1:]==(1,2)
+    assert torch.equal(norm(x), norm.encode(x)) and repr(norm)==f'Normalize({imagenet_stats[0]}, {imagenet_stats[1]})'
 
-def test_to_float():
-    b = torch.randint(256, (2,4,5,3), dtype=torch.uint8)
-    x,y,z = ToFloat()((b,1,2))
-    assert torch.equal(x, b.permute(0,3,1,2)/255) and (y,z)==(1,2) and x.is_contiguous(memory_format=torch.channels_last)
+def test_where_the_channels_are_and_the_numbers(monkeypatch):
+    x,(mean,std) = torch.rand(2,4,5,3),map(torch.tensor, imagenet_stats)
+    norm = Normalize.from_stats(*imagenet_stats, dim=3)
+    assert torch.allclose(norm.encode(x), (x-mean)/std) and torch.allclose(norm.decode(norm.encode(x)), x, atol=1e-6)
+    rows = torch.rand(7,3)
+    assert torch.allclose(Normalize.from_stats(*imagenet_stats, dim=1, ndim=2).encode(rows), (rows-mean)/std)
+    assert torch.allclose(Normalize.from_stats(*imagenet_stats, dim=0, ndim=3).encode(x[0].permute(2,0,1)), ((x[0]-mean)/std).permute(2,0,1))
+    monkeypatch.setattr(data, 'default_device', lambda use=-1: torch.device('meta' if use==-1 else 'cpu'))
+    assert [Normalize.from_stats(*imagenet_stats, cuda=o).mean.device.type for o in (True,False)]==['meta','cpu']
+
+def test_grey_pictures_and_three_numbers():
+    with pytest.raises(ValueError, match=r'Normalize\(\[0.485, .* does not fit pictures of shape \(2, 1, 4, 4\)'): Normalize(*imagenet_stats)(torch.rand(2,1,4,4))
+
+def test_which_parts_of_a_batch_are_normalised():
+    norm,x,y = Normalize(*imagenet_stats),torch.rand(2,3,4,4),torch.rand(2,3,4,4)
+    a,b,c = norm((x,y,1))
+    assert torch.equal(a, norm.encode(x)) and b is y and c==1 # plain tensors: the first
+    (a,b),c = norm(((x,y),y))
+    assert torch.equal(a, norm.encode(x)) and torch.equal(b, norm.encode(y)) and c is y
+    p,q,r = kept(2,3,4,4),kept(2,3,4,4),kept(2,3,4,4, cls=Other)
+    a,b,c,d = res = norm((p,q,r,y))
+    assert [type(o) for o in res]==[Kept,Kept,Other,Tensor] and torch.equal(b, norm.encode(q)) and c is r and d is y
+    back = norm.decode(res)
+    assert torch.allclose(back[0], p, atol=1e-6) and torch.allclose(back[1], q, atol=1e-6) and back[2] is r and type(back[0]) is Kept
+    (a,b),c = norm(((p,q),y))
+    assert torch.equal(a, norm.encode(p)) and torch.equal(b, norm.encode(q)) and c is y
+
+def test_normalize_measures(fns):
+    norm,dl = Normalize(),loader(fns, bs=8, after_batch=ToFloat())
+    assert repr(norm)=='Normalize()'
+    with pytest.raises(ValueError, match=r'has no mean yet: call `setup\(dl\)`'): norm(dl.one_batch())
+    norm.setup(dl)
+    x, = norm(dl.one_batch()[:1])
+    assert torch.allclose(x.mean((0,2,3)), torch.zeros(3), atol=1e-5) and torch.allclose(x.std((0,2,3)), torch.ones(3), atol=1e-4)
+    given = Normalize(*imagenet_stats)
+    given.setup(dl)
+    assert given.mean.flatten().tolist()==torch.tensor(imagenet_stats[0]).tolist()
+    assert repr(pickle.loads(pickle.dumps(norm)))==repr(norm)
 
 # DataLoaders
 def test_any_iterables_of_batches():
     dls = DataLoaders([(torch.ones(2,1), torch.ones(2))], [], path='x', loss_func=noop, vocab=['a'])
-    assert (dls.one_batch()[0].shape, dls.path, dls.loss_func, dls.c, len(dls)) == ((2,1), Path('x'), noop, 1, 2)
+    assert (dls.one_batch()[0].shape, dls.path, dls.loss_func, dls.c, len(dls), dls.n_inp) == ((2,1), Path('x'), noop, 1, 2, 1)
     assert repr(dls) == f'DataLoaders: 1 and 0 batches, 1 classes, on {dls.device}'
     assert repr(DataLoaders(iter([]), [], device='cpu')) == 'DataLoaders: ? and 0 batches, on cpu'
-    with pytest.raises(AttributeError, match='give `DataLoaders` a `vocab`'): DataLoaders([], []).c
+    assert (dls.bs, DataLoaders([]).vocab, DataLoaders([]).loss_func) == (None, None, None)
+    for f in (lambda o: o.c, get_c):
+        with pytest.raises(AttributeError, match='give `DataLoaders` a `vocab`'): f(DataLoaders([], []))
     for f in (lambda o: o.valid, lambda o: o.valid_ds):
         with pytest.raises(AttributeError, match='no loader to validate with'): f(DataLoaders([]))
+    dls.c,dls.vocab = 5,list('abcde')
+    assert get_c(dls)==5 and repr(dls).startswith('DataLoaders: 1 and 0 batches, 5 classes')
+
+def test_what_the_training_set_says(fns):
+    class Points(Dataset): c,n_inp,loss_func = 4,2,staticmethod(noop)
+    dls = DataLoaders(DataLoader(Points(fns), bs=3, n_workers=0), loader(fns))
+    assert (dls.c, dls.n_inp, dls.loss_func, dls.vocab, dls.bs) == (4, 2, noop, ['cat','dog'], 3)
+    assert get_c(by_hand(fns))==2
 
 def test_whose_transforms_and_device(fns):
-    ds = Dataset(fns)
-    def own(): return DataLoader(ds, bs=4, n_workers=0, after_batch=[ToFloat()], device='meta'),DataLoader(ds, bs=4, n_workers=0)
+    def own(): return loader(fns, after_batch=[ToFloat()], device='meta'),loader(fns)
     a,b = own()
     kept = DataLoaders(a, b)
     assert L(kept[0].after_batch)==L(kept.after_batch) and len(kept.after_batch)==1 and not len(b.after_batch)
@@ -56,11 +112,11 @@ def test_whose_transforms_and_device(fns):
     assert DataLoaders(b).to('meta') and b.device.type=='meta'
 
 def test_cuda_is_the_best_device_there_is(fns):
-    dls = ims.from_lists(fns, parent_label, n_workers=0, seed=0, device='meta')
+    dls = by_hand(fns, device='meta')
     assert dls.cuda() is dls and dls.device==dls.train.device==default_device() and dls.cpu().device.type=='cpu'
 
 def test_a_copy_has_its_own_loaders_over_the_same_data(fns):
-    dls = ims.from_lists(fns, parent_label, n_workers=0, seed=0, bs=2)
+    dls = by_hand(fns)
     twin = copy.deepcopy(dls)
     assert twin.train is not dls.train and twin.train_ds is dls.train_ds and twin.valid_ds is dls.valid_ds
     assert twin.vocab==dls.vocab and twin.train.split_idx==0 and twin.valid.split_idx==1
@@ -72,184 +128,124 @@ def test_a_copy_has_its_own_loaders_over_the_same_data(fns):
     assert dls.train.device.type!='meta'
 
 def test_the_batches_of_pytorchs_loader(fns):
-    ours = ims.from_lists(fns, parent_label, (range(8),range(8)), n_workers=0, bs=4, device='cpu')
+    ours = by_hand(fns)
     theirs = DataLoaders(torch.utils.data.DataLoader(ours.valid_ds, batch_size=4), device='cpu')
-    assert theirs.train_ds is ours.valid_ds and theirs.c==2
+    assert theirs.train_ds is ours.valid_ds and theirs.c==2 and theirs.bs==4
     for a,b in zip(theirs.train, ours.valid, strict=True):
         for f in ours.after_batch: a = f(a)
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 def test_with_closes_the_workers(fns):
-    with ims.from_lists(fns, parent_label, n_workers=1, bs=2) as dls: next(iter(dls.train))
-    dls.close()
+    with DataLoaders(DataLoader(Dataset(fns), bs=2, n_workers=1)) as dls:
+        next(iter(dls.train))
+        workers = dls.train._workers
+        assert workers.end.still_active()
+    assert not workers.end.still_active()
 
 # looking
-def test_show_batch(fns, monkeypatch):
-    shown = []
-    monkeypatch.setattr(data, 'show_images', lambda xs, titles, nrows: shown.append((xs,titles,nrows)))
-    DataLoaders(DataLoader(Dataset(fns), bs=4, n_workers=0), [], device='cpu').show_batch(max_n=3)
-    assert shown[0][0].dtype==torch.uint8 and shown[0][1:]==(['cat']*3,2)
-    dls = ims.from_lists(fns, parent_label, seed=0, n_workers=0, bs=2, device='cpu')
-    x,y = dls.one_batch()
-    dls.show_batch((x,y), nrows=1)
-    assert torch.allclose(shown[1][0], dls.decode_batch(x)) and 0<=shown[1][0].min() and shown[1][0].max()<=1
+class Halved:
+    "A transform of one split that can be undone"
+    split_idx = 0
+    def __call__(self, b): return b[0]/2,*b[1:]
+    def decode(self, b): return b[0]*2,*b[1:]
+
+def test_decode(fns):
+    dls = by_hand(fns)
+    x,y = b = dls.one_batch()
+    back = dls.train.decode(b)
+    assert torch.allclose(back[0], ToFloat()(collate([dls.train_ds[i] for i in dls.train.order(0)[:4]]))[0], atol=1e-6) and back[1] is y
+    assert torch.allclose(dls.train.decode((x,))[0], back[0])
+    train,valid = DataLoaders(loader(fns), loader(fns), batch_tfms=[ToFloat(), Halved()], device='cpu')
+    for dl in (train,valid): assert torch.equal(dl.decode(dl.one_batch())[0], ToFloat()(collate([dl.ds[i] for i in range(4)]))[0])
+    assert torch.equal(train.one_batch()[0]*2, valid.one_batch()[0])
+
+def test_decode_batch(fns):
+    dls = by_hand(fns)
+    items = dls.decode_batch(dls.valid.one_batch(), max_n=3)
+    assert len(items)==3 and items.itemgot(1)==['cat']*3 and items[0][0].shape==(3,64,64) and all(0<=x.min()<=x.max()<=1 for x,_ in items)
+    assert torch.allclose(items[2][0]*255, dls.valid_ds[2][0].permute(2,0,1).float(), atol=1e-3)
+    assert len(dls.train.decode_batch(dls.train.one_batch()))==4 # of a batch of 4, at most 9
+    dl = DataLoader([0]*2, n_workers=0)
+    x = torch.full((2,3,4,4), 1.5, dtype=torch.float16)
+    rows = dl.decode_batch((x, torch.tensor([1,0]), torch.tensor([.5,2]), torch.tensor([[1,2],[3,4]]), ['a','b']))
+    (a,*first),(_,*second) = rows
+    assert a.dtype==torch.float32 and a.max()==1 and first[:2]==[1,.5] and first[2].tolist()==[1,2] and second[3]=='b'
+    assert [len(o) for o in dl.decode_batch((x,))]==[1,1]
+    assert DataLoaders([], vocab=['no','yes']).decode_batch((x, torch.tensor([1,0]))).itemgot(1)==['yes','no']
+    assert DataLoaders(dl, vocab=['no','yes']).decode_batch((x, torch.tensor([1,0]))).itemgot(1)==['yes','no']
+
+def shown(): return [ax for ax in plt.gcf().axes if ax.images]
+def grid(): return plt.gcf().axes[0].get_gridspec().get_geometry()
+def test_show_batch(fns):
+    dls = by_hand(fns)
+    dls.show_batch()
+    assert len(shown())==4 and grid()==(2,2) and {o.get_title() for o in shown()}<={'cat','dog'}
+    dls.show_batch(max_n=3, nrows=1, figsize=(7,5))
+    assert len(shown())==3 and grid()==(1,3) and tuple(plt.gcf().get_size_inches())==(7,5)
+    dls.show_batch(ncols=3)
+    assert grid()==(2,3) and len(shown())==4
+    b = dls.valid.one_batch()
+    dls.show_batch(b, alpha=.5)
+    assert [o.get_title() for o in shown()]==['cat']*4 and shown()[0].images[0].get_alpha()==.5
+    assert np.allclose(shown()[1].images[0].get_array()*255, dls.valid_ds[1][0].numpy(), atol=1e-3)
+    axs = plt.subplots(1, 2)[1]
+    dls.valid.show_batch(b, ctxs=axs)
+    assert len(shown())==2 and shown()[0] is axs[0]
+    n,items = len(plt.get_fignums()),dls.show_batch(b, show=False)
+    assert len(plt.get_fignums())==n and items.itemgot(1)==['cat']*4
+
+def test_show_one_item_again_and_again(fns):
+    ds = Dataset(fns, tfm=lambda x: torch.full_like(x, int(torch.randint(256, (1,)))))
+    items = DataLoader(ds, bs=2, n_workers=0, after_batch=[ToFloat()]).show_batch(unique=True, max_n=5, show=False)
+    assert len(items)==5 and items.itemgot(1)==['cat']*5 and len({float(x.mean()) for x,_ in items})>1
+
+def test_show_batches_of_others(fns):
     DataLoaders([(torch.zeros(2,3,4,4), torch.tensor([3,1]))], device='cpu').show_batch()
-    assert shown[2][1:]==(['3','1'],1)
+    assert [o.get_title() for o in shown()]==['3','1']
+    bytes_ = DataLoaders(torch.utils.data.DataLoader(Dataset(fns), batch_size=4), device='cpu')
+    bytes_.show_batch()
+    assert [o.get_title() for o in shown()]==['cat']*4 and shown()[0].images[0].get_array().dtype==np.uint8
 
 @pytest.mark.skipif(sys.platform!='linux', reason='names of files are text there')
 def test_names_that_are_not_utf8_are_shown(tmp_path):
-    for o in (b'caf\xe9', b'$5_$9'):
+    for o in (b'train/caf\xe9', b'train/$5_$9', b'val/$5_$9'):
         os.makedirs(d := os.fsencode(tmp_path)+b'/'+o)
         for i in range(3): Image.new('RGB', (8,8)).save(os.fsdecode(d+b'/\xff%d.png'%i))
-    dls = ims.from_folder(tmp_path, valid_pct=.34, seed=1, n_workers=0, size=8, bs=2, device='cpu')
+    dls = folder_dls(tmp_path, size=8, bs=6, n_workers=0, device='cpu')
     dls.show_batch()
-    __import__('matplotlib.pyplot').pyplot.gcf().canvas.draw()
-    assert dls.c==2
+    plt.gcf().canvas.draw()
+    assert {o.get_title() for o in shown()}=={'caf�','$5_$9'}
 
-# from_folder
-def test_deeper_folders_belong_to_their_class(pictures):
-    path = pictures(train_dog=2, train_dog_2023=2, train_dog_2024_may=1, train_cat_a=3, val_dog_2024=1, val_cat=2)
-    dls = ims.from_folder(path, n_workers=0, bs=2, device='cpu')
-    assert dls.vocab==['cat','dog'] and labels(dls.train)==['cat']*3+['dog']*5 and labels(dls.valid)==['cat']*2+['dog']
-    random = ims.from_folder(path/'train', valid_pct=.5, seed=1, n_workers=0)
-    assert random.vocab==['cat','dog'] and len(random.train_ds)==len(random.valid_ds)==4
-    assert sorted(labels(random.train)+labels(random.valid))==['cat']*3+['dog']*5
+# a folder
+def test_folder_dls(pictures):
+    path = pictures(train_dog=6, train_cat_a=7, val_dog=5)
+    dls = folder_dls(path, size=(32,48), bs=4, seed=3, n_workers=0, device='meta', skip_bad=True)
+    assert (len(dls.train),len(dls.valid),dls.path,dls.device.type,dls.bs,dls.vocab,dls.c) == (3,2,path,'meta',4,['cat','dog'],2)
+    assert (dls.train.seed,dls.train.skip_bad,dls.train.shuffle,dls.valid.shuffle,dls.valid.n_workers) == (3,True,True,False,0)
+    assert dls.train_ds.y.tolist()==[0]*7+[1]*6 and dls.valid_ds.y.tolist()==[1]*5
+    x,y = dls.cpu().one_batch()
+    want = torch.stack([dls.train_ds[i][0] for i in dls.train.order(0)[:4]]).permute(0,3,1,2).float()/255
+    assert x.shape==(4,3,32,48) and torch.equal(x, Normalize(*imagenet_stats).encode(want))
+    a,b = [folder_dls(path, seed=3, n_workers=0, device='cpu', bs=5) for _ in range(2)]
+    assert all(torch.equal(p[0], q[0]) for p,q in zip(a.train, b.train, strict=True))
 
-def test_valid_pct_of_a_folder_that_is_split_already(pictures):
-    path = pictures(train_dog=4, train_cat=4, val_dog=2, masks_dog=5)
-    dls = ims.from_folder(path, valid_pct=.2, seed=1, n_workers=0)
-    assert dls.vocab==['cat','dog'] and len(dls.train_ds)+len(dls.valid_ds)==10
-    assert ims.from_folder(pictures('modes', train=3, boat=3), valid_pct=.5, seed=1, n_workers=0).vocab==['boat','train'] # a class
+def test_where_a_folders_pictures_validate(pictures):
+    for o in ('val','valid'): assert len(folder_dls(pictures(o, train_dog=2, **{f'{o}_dog':1}), n_workers=0).valid_ds)==1
+    assert len(folder_dls(pictures('both', train_dog=2, val_dog=1, valid_dog=2), n_workers=0).valid_ds)==2
 
-def test_val_and_valid(pictures):
-    for have,asked in (('val','valid'),('valid','val'),('valid','valid')):
-        assert len(ims.from_folder(pictures(have, train_dog=2, **{f'{have}_dog':1}), valid=asked, n_workers=0).valid_ds)==1
-    both = pictures('both', train_dog=2, val_dog=1, valid_dog=2)
-    assert [len(ims.from_folder(both, valid=o, n_workers=0).valid_ds) for o in ('val','valid')]==[1,2]
-    assert len(ims.from_folder(both, 'valid', 'train', n_workers=0).valid_ds)==2
+def test_a_folders_pictures_are_decoded_once(pictures):
+    path = pictures(train_dog=6, train_cat=6, val_dog=5)
+    kw = dict(bs=4, seed=1, n_workers=0, size=16, device='cpu')
+    dls,want = folder_dls(path, cls=CachedDataset, **kw),folder_dls(path, **kw)
+    for _ in range(2):
+        for a,b in zip(dls.train, want.train, strict=True): assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert dls.train_ds.in_memory
 
 def test_folders_that_will_not_do(pictures, tmp_path):
-    path = pictures(train_dog=2, val_dog=1, other_dog=1)
-    with pytest.raises(ValueError, match='o pictures to validate with are in .*/test/<class>/; .* has other, train, val'): ims.from_folder(path, valid='test')
-    with pytest.raises(ValueError, match='o pictures to train with are in .*/train/<class>/; .* has no folders at all'): ims.from_folder(pictures('flat', x=1)/'x')
-    (tmp_path/'empty').mkdir()
-    with pytest.raises(ValueError, match='o pictures to train with are in .*/empty/<class>/'): ims.from_folder(tmp_path/'empty', valid_pct=.2)
+    path = pictures(train_dog=2, val_cat=1)
+    with pytest.raises(ValueError, match="The class 'cat' of .* is not among the classes"): folder_dls(path)
+    with pytest.raises(FileNotFoundError, match='no folder .*/none/train'): folder_dls(tmp_path/'none')
+    (tmp_path/'empty/train').mkdir(parents=True)
+    with pytest.raises(ValueError, match='There are no pictures in .*/empty/train'): folder_dls(tmp_path/'empty')
     Image.new('RGB', (4,4)).save(path/'train/cover.png')
-    with pytest.warns(UserWarning, match='directly in .*train have no class'): dls = ims.from_folder(path, n_workers=0)
-    assert files(dls.train)==['0.JPEG','1.JPEG']
-    pictures(val_cat=1)
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="The class 'cat' of"):
-        warnings.simplefilter('ignore')
-        ims.from_folder(path, n_workers=0)
-
-def test_the_same_seed_the_same_batches(pictures):
-    path = pictures(dog=8, cat=8)
-    a,b = [ims.from_folder(path, valid_pct=.25, seed=3, size=(32,48), bs=5, n_workers=0, device='cpu') for _ in range(2)]
-    assert (len(a.train_ds),len(a.valid_ds),a.device,a.path,len(a.train),a.train.n_workers) == (12,4,torch.device('cpu'),path,2,0)
-    assert torch.equal(a.one_batch()[1], b.one_batch()[1]) and a.one_batch()[0].shape==(5,3,32,48)
-
-def test_arguments_reach_their_place(pictures):
-    path = pictures(train_dog=6, train_cat=7, val_dog=5)
-    assert ims.from_folder(path, n_workers=0, batch_tfms=[], tfm=lambda x: x*0, bs=8).one_batch()[0].sum()==0
-    loose = ims.from_folder(path, drop_last=False, shuffle=False, n_workers=0, bs=4, skip_bad=True)
-    assert (len(loose.train),loose.train.shuffle,loose.valid.drop_last,loose.train.skip_bad) == (4,False,False,True)
-    usual = ims.from_folder(path, num_workers=0, bs=4)
-    assert (len(usual.train),len(usual.valid),usual.train.n_workers,usual.valid.n_workers,usual.train.shuffle,usual.valid.shuffle) == (3,2,0,0,True,False)
-    with pytest.raises(TypeError): ims.from_folder(path, cache=True)
-    assert ims.from_folder(path, n_workers=0, method='pad').train_ds.method=='pad'
-
-def test_cached_batches_are_the_same(pictures, tmp_path):
-    path = pictures(train_dog=6, train_cat=7, val_dog=5)
-    kw = dict(n_workers=0, bs=4, seed=1, device='cpu', drop_last=False)
-    want = [list(o) for o in ims.from_folder(path, **kw)]
-    for cache in ('memory',tmp_path/'cache'):
-        dls = ims.from_folder(path, cache=cache, **kw)
-        for _ in range(2): dls.train.set_epoch(0); got = [list(o) for o in dls]
-        assert all(torch.equal(a[0],b[0]) and torch.equal(a[1],b[1]) for x,y in zip(want, got) for a,b in zip(x, y))
-
-# from names
-def test_labels_from_names_and_paths(tmp_path):
-    fns = [Path(o) for o in ('pets/x1/great_dane_1.jpg','pets/x2/pug_2.jpg','pets/x2/great_dane_3.jpg','pets/x1/pug_4.jpg')]*4
-    kw = dict(seed=1, n_workers=0, valid_pct=.5)
-    for pat in (r'^(.*)_\d+.jpg$',r'(.+)_\d'): assert ims.from_name_re(tmp_path, fns, pat, **kw).vocab==['great_dane','pug']
-    assert ims.from_path_re(tmp_path, fns, r'/(x\d)/', **kw).vocab==['x1','x2']
-    assert ims.from_name_func(tmp_path, fns, lambda o: o[0]=='g', **kw).vocab==[False,True]
-    dls = ims.from_path_func(tmp_path, fns, parent_label, **kw)
-    assert dls.vocab==['x1','x2'] and dls.path==tmp_path
-    with pytest.raises(ValueError, match='finds no label in'): ims.from_name_re(tmp_path, fns, r'(x1)', **kw)
-
-def test_lists(fns):
-    halves = torch.arange(4),np.arange(4,8)
-    for o in (torch.tensor([3,1]*4),np.array([3,1]*4)): assert ims.from_lists(fns, o, halves, n_workers=0).valid_ds.y.tolist()==[1,0,1,0]
-    assert files(ims.from_lists(PackedPaths(fns), parent_label, ([1],[0]), n_workers=0).train)==[fns[1].name]
-    for bad,kw,says in (([],{},'0 train and 0 validate'), (fns[:1],{},'Of 1 pictures, 1 train and 0 validate'), (fns,dict(valid_pct=0),'8 train and 0 validate')):
-        with pytest.raises(ValueError, match=says): ims.from_lists(bad, parent_label, n_workers=0, **kw)
-    with pytest.raises(ValueError, match='8 pictures but 1 labels'): ims.from_lists(fns, ['a'])
-    with pytest.raises(ValueError, match="The class 'b'"): ims.from_lists(fns[:2], ['a','b'], ([0],[1]))
-
-# from tables
-four = dict(f=list('wxyz'), l=list('abab'))
-def by_flags(*flags): return ims.from_df({**four, 'v':flags}, valid_col='v', n_workers=0)
-
-@pytest.mark.parametrize('flags', ((0,0,1.,1.), (False,False,True,True), ('no','No','yes','valid'), ('train','0',' True','1.0'), list(np.array([0,0,1,1])>0)))
-def test_who_validates(flags): assert files(by_flags(*flags).valid)==['y','z']
-
-@pytest.mark.parametrize('flag', ('maybe',2,None,''))
-def test_who_validates_cannot_be_read(flag):
-    with pytest.raises(ValueError, match=f'Row 2 of the table has {flag!r} for whether it validates: write True'): by_flags(0,0,flag,1)
-
-@pytest.mark.parametrize('flag', (0,1))
-def test_nobody_validates_or_trains(flag):
-    with pytest.raises(ValueError, match=f'Of 4 pictures, {4-4*flag} train and {4*flag} validate'): by_flags(*[flag]*4)
-
-class NAType: "What pandas writes for a cell with nothing in it"
-def test_tables():
-    assert ims.from_df({'l':['a']*4, 'f':list('wxyz')}, fn_col='f', label_col='l', folder='sub', path='p', valid_pct=.5).train_ds.fns[0].parent==Path('p/sub')
-    with pytest.raises(ValueError, match=r"There is no column 'no' in the table, whose columns are \['f', 'l'\]"): ims.from_df(four, label_col='no')
-    for o in (float('nan'),None,NAType(),' '):
-        with pytest.raises(ValueError, match='Row 1 of the table has no label.'): ims.from_df({**four, 'l':['a',o,'b','b']})
-        with pytest.raises(ValueError, match='Row 0 of the table has no file.'): ims.from_df({**four, 'f':[o,'x','y','z']})
-    numbered = ims.from_df(dict(f=[1,2,3], l=list('aab'), v=[0,1,0]), valid_col=-1, n_workers=0)
-    assert files(numbered.train)==['1','3']
-    class Frame(dict): # as pandas has it: columns, and brackets
-        columns = property(lambda self: list(self.keys()))
-    assert files(ims.from_df(Frame({**four, 'v':[0,0,1,1]}), valid_col='v', n_workers=0).train)==['w','x']
-
-def test_pandas():
-    pd = pytest.importorskip('pandas')
-    df = pd.DataFrame({**four, 'v':[0,0,1,1]}, index=[5,6,7,8])
-    assert files(ims.from_df(df, valid_col='v', n_workers=0).valid)==['y','z']
-
-# from csv
-@pytest.fixture
-def csv_of(tmp_path):
-    def _dls(text, **kwargs):
-        (tmp_path/'labels.csv').write_text(text, encoding='utf-8')
-        return ims.from_csv(tmp_path, n_workers=0, valid_pct=.5, **kwargs)
-    return _dls
-
-@pytest.mark.parametrize('text,kwargs', (
-    ('\ufefff,l\n\na.jpg,x\n,\nb.jpg,y\nc.jpg,x\nd.jpg,y\n', dict(fn_col='f')),
-    ('a.jpg;x\nb.jpg;y\nc.jpg;x\nd.jpg;y', dict(header=None, delimiter=';')),
-    ('a title, so\nf,l\na.jpg,x\nb.jpg,y\nc.jpg,x\nd.jpg,y', dict(header=1, label_col='l'))))
-def test_csv(csv_of, text, kwargs):
-    dls = csv_of(text, seed=2, **kwargs)
-    assert sorted(files(dls.train)+files(dls.valid))==['a.jpg','b.jpg','c.jpg','d.jpg'] and dls.vocab==['x','y']
-
-def test_csv_says_who_validates(csv_of):
-    dls = csv_of('f,l,v\na,x,no\nb,x,yes\n', valid_col='v', folder='sub')
-    assert files(dls.valid)==['b'] and dls.train_ds.fns[0].parts[-2:]==('sub','a')
-    with pytest.raises(ValueError, match="labels.csv, line 3 has 'maybe' for whether it validates"): csv_of('f,l,v\na,x,no\nb,x,maybe\n', valid_col='v')
-
-@pytest.mark.parametrize('text,says', (
-    ('', 'labels.csv has no rows: it is empty'), ('f,l\n', 'labels.csv has no rows below its header'),
-    ('f,f\na,x\n', r'labels.csv, line 1: .*\[.f., .f.\]. At least two are needed, of different names'), ('f;l\na;x\n', r"Is the `delimiter` ','\?"),
-    ('f,l\n\na,x\nb\n', r"labels.csv, line 4: \['b'\] does not fit the columns \['f', 'l'\]"),
-    ('f,l\na,x\n\nb,\n', 'labels.csv, line 4 has no label.'), ('f,l\n,x\n', 'labels.csv, line 2 has no file.'),
-    ('f,l\na,x\n'+'b'*10**6+',x\n', 'labels.csv, line 3: field larger than field limit')))
-def test_what_is_said_of_a_csv_file(csv_of, text, says):
-    with pytest.raises(ValueError, match=says): csv_of(text)
-
-def test_a_csv_file_in_another_encoding(tmp_path):
-    (tmp_path/'old.csv').write_bytes('f,l\na,Bär'.encode('latin-1'))
-    with pytest.raises(ValueError, match='old.csv is not in UTF-8'): ims.from_csv(tmp_path, 'old.csv')
+    with pytest.raises(ValueError, match='cover.png lies in no class folder'): folder_dls(path)

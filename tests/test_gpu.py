@@ -5,7 +5,7 @@ from functools import partial
 import pytest,torch,torch.nn as nn
 from fastcore.all import NS,noop
 from scratchai.core import default_device,no_random,set_seed,to_device
-from scratchai.data import DataLoader,Dataset,ImageDataLoaders,Normalize,ToFloat,get_image_files,imagenet_stats,parent_label
+from scratchai.data import DataLoader,Dataset,Normalize,ToFloat,folder_dls,get_image_files,imagenet_stats,parent_label
 from scratchai.layers import simple_cnn
 from scratchai.learner import Callback,Learner,synth_dls
 from scratchai.losses import accuracy,cross_entropy,mse
@@ -27,7 +27,7 @@ def learner(device='cuda', opt_func=Adam, data=None, **kwargs):
 def weights(m): return torch.cat([p.detach().flatten().cpu() for p in m.parameters()])
 
 def test_workers_fill_pinned_batches_that_arrive_on_the_gpu(doodles_path):
-    dls = ImageDataLoaders.from_folder(doodles_path, size=64, bs=64, n_workers=2)
+    dls = folder_dls(doodles_path, size=64, bs=64, n_workers=2)
     x,y = next(iter(dls.train))
     assert (x.device.type, y.device.type, x.dtype, x.shape) == ('cuda', 'cuda', torch.float32, (64,3,64,64))
     ds = Dataset(get_image_files(doodles_path/'valid' if (doodles_path/'valid').exists() else doodles_path/'val'), parent_label, 64)
@@ -36,7 +36,7 @@ def test_workers_fill_pinned_batches_that_arrive_on_the_gpu(doodles_path):
     for dl in (dls.train, dls.valid): dl.close()
 
 def test_it_learns_pictures(doodles_path):
-    dls = ImageDataLoaders.from_folder(doodles_path, size=64, bs=32)
+    dls = folder_dls(doodles_path, size=64, bs=32)
     set_seed(42)
     learn = Learner(dls, simple_cnn(dls.c), metrics=accuracy)
     with learn.no_logging(): learn.fit_one_cycle(8, 1e-2)

@@ -267,7 +267,7 @@ def fussy(fail=noop, opt_func=Adam):
     set_seed(3)
     xs = torch.randn(256, 3, 8, 8)
     dl = DataLoader(list(zip(xs, xs.mean((1,2,3)).gt(0).long())), bs=16, shuffle=True, n_workers=0)
-    model = Sequential(ConvLayer(3, 8, norm=BatchNorm), Dropout(0.3), AdaptivePool(), Flatten(), Linear(8, 2))
+    model = Sequential(ConvLayer(3, 8), Dropout(0.3), AdaptivePool(), Flatten(), Linear(8, 2))
     dls = DataLoaders(dl, [(xs[:16], torch.ones(16).long())], device='cpu')
     return quiet(Learner(dls, model, cross_entropy, opt_func, metrics=accuracy, cbs=Fussy(fail)), 'fit', 1)
 
@@ -339,7 +339,7 @@ def test_workers_of_a_twin_end(pictures):
     path,before = pictures(train_cat=8, train_dog=8, val_cat=3, val_dog=3),set(children()) # torch.compile's helpers
     def run(search):
         set_seed(3)
-        with ImageDataLoaders.from_folder(path, size=16, bs=4, n_workers=1, device='cpu') as dls:
+        with folder_dls(path, size=16, bs=4, n_workers=1, device='cpu') as dls:
             learn = Learner(dls, simple_cnn(2), metrics=accuracy)
             if search: find(learn, num_it=8)
             until(lambda: set(children())<=before, 20)

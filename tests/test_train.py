@@ -169,7 +169,7 @@ def test_predictions_keep_their_places(pictures, tmp_path):
     want = valid_preds(good)
     want[[0,4]] = -1
     for o in ('val/cat/0.JPEG', 'val/dog/1.JPEG'): (path/o).write_bytes(b'no picture')
-    dls = ImageDataLoaders.from_folder(path, bs=4, size=16, n_workers=0, skip_bad=True)
+    dls = folder_dls(path, bs=4, size=16, n_workers=0, skip_bad=True)
     learn = Learner(dls, good.model, metrics=accuracy)
     with pytest.warns(UserWarning, match='2 of 6'): assert valid_preds(learn).equal(want)
     with pytest.warns(UserWarning): assert len(show_predictions(learn))==4
