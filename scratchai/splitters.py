@@ -6,19 +6,18 @@
 __all__ = ['ColReader', 'IndexSplitter', 'MaskSplitter', 'FuncSplitter', 'ColSplitter', 'FileSplitter', 'EndSplitter',
            'RandomSubsetSplitter', 'TrainTestSplitter']
 
-# %% ../nbs/39_splitters.ipynb #1b987115
+# %% ../nbs/39_splitters.ipynb #2d525a0f
 import os,warnings
 
-import numpy as np,torch
+import numpy as np
 from fastcore.all import *
 
 from .files import *
 
-# %% ../nbs/39_splitters.ipynb #21c3a244
+# %% ../nbs/39_splitters.ipynb #28e0642b
 def _cell(row, col):
     "What `row`, or a whole frame, has in the column `col`, which is a name or a position"
-    if not hasattr(row, 'keys') and not is_listy(row):
-        raise TypeError(f'{row!r} is no row of a table, and has no column {col!r}.')
+    if not hasattr(row, 'keys') and not is_listy(row): raise TypeError(f'{row!r} is no row of a table with a {col!r}.')
     names = list(row.keys() if hasattr(row, 'keys') else getattr(row, '_fields', range(len(row))))
     names = [o for o in names if o!='Index' or hasattr(row, 'keys')] # named tuples from pandas begin with the index
     if col not in names and isinstance(col, int) and -len(names)<=col<len(names): col = names[col]
@@ -124,7 +123,7 @@ class FileSplitter:
             f'first: {lost[0]}')
         return _halves(has.map(in_(known)), f'{self.fname} lists {list(self.names[:2])}…, the items are {has[:2]}…')
 
-# %% ../nbs/39_splitters.ipynb #49726b30
+# %% ../nbs/39_splitters.ipynb #41a3b8d0
 def _share(**shares):
     "Raise an error for a share that is not between 0 and 1"
     for k,v in shares.items():
@@ -159,6 +158,7 @@ class RandomSubsetSplitter:
         if not (n_train and n_valid): raise ValueError(f'Shares of {len(items)} items: {n_train} train, {n_valid} validate.')
         return idxs[:n_train],idxs[n_train:n_train+n_valid]
 
+# %% ../nbs/39_splitters.ipynb #6f28f1e5
 class TrainTestSplitter:
     "Split as scikit-learn does"
     def __init__(self,
