@@ -60,6 +60,37 @@ def test_collate():
     assert type(d) is defaultdict and d['a'].tolist()==[0,1,2] and d['b']==[]
     assert type(collate([UserDict(a=1)]*2)) is UserDict
 
+class Marked(torch.Tensor):
+    "A subclass whose arithmetic gives plain tensors, and which travels as one"
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    def __reduce_ex__(self, protocol): return torch.Tensor.as_subclass,(self.as_subclass(torch.Tensor),Marked)
+    def __deepcopy__(self, memo): return self.clone().as_subclass(Marked)
+
+class Views:
+    "Channels-first views of channels-last bytes"
+    random = False
+    def __init__(self, size, cls=torch.Tensor): self.size,self.cls = size,cls
+    def __len__(self): return 6
+    def __getitem__(self, i): return torch.arange(i, i+self.size**2*3).to(torch.uint8).view(self.size, self.size, 3).permute(2,0,1).as_subclass(self.cls),i
+
+def test_collate_keeps_memory_as_it_is():
+    for c,last in ((3,True),(1,False),(4,True)):
+        xs = [torch.rand(5,7,c).permute(2,0,1) for _ in range(3)]
+        b = collate(xs)
+        assert torch.equal(b, torch.stack(xs)) and b.is_contiguous(memory_format=torch.channels_last) and b.is_contiguous()!=last
+    assert collate([torch.rand(3,5,7)]*2).is_contiguous() and collate([torch.rand(5,7).T]*2).shape==(2,7,5)
+    mixed = [torch.rand(5,7,3).permute(2,0,1), torch.rand(3,5,7)]
+    assert torch.equal(collate(mixed), torch.stack(mixed))
+    with pytest.raises(RuntimeError): collate([torch.rand(5,7,3).permute(2,0,1), torch.rand(5,7)])
+
+@pytest.mark.parametrize('size', (8,64)) # a batch that is piped, and one in shared memory
+@pytest.mark.parametrize('cls', (torch.Tensor,Marked))
+def test_views_and_subclasses_cross_the_border(size, cls):
+    (want,_), = DataLoader(Views(size, cls), 6, n_workers=0)
+    with DataLoader(Views(size, cls), 6, n_workers=1) as dl: (x,y), = dl
+    assert type(x) is type(want) is cls and torch.equal(x, want) and y.tolist()==list(range(6)) and not x.is_shared()
+    assert x.stride()==want.stride() and x.stride(1)==1 and x.shape==(6,3,size,size)
+
 @pytest.mark.parametrize('items', [[dict(a=1), dict(a=1, b=2)], [dict(a=1, b=2), dict(a=1)], [{}, dict(a=1)], [([1,2,3],0), ([1,2],1)]])
 def test_collate_refuses(items):
     with pytest.raises(ValueError): collate(items)
@@ -400,7 +431,7 @@ def test_bad_files(tmp_path):
             for _ in range(2):
                 with pytest.warns(UserWarning, match='4 of 12 items.*03.jpg') as w: assert sum(len(y) for _,y in dl)==8
                 assert w.pop(UserWarning).filename==__file__ and [e.index for e in dl.bad]==[3,5,6,7]
-    assert [Path(p).name for p,_ in verify_images(fns, n_workers=2, progress=False)]==['03.jpg','05.jpg','06.jpg','07.jpg']
+    assert [Path(p).name for p in verify_images(fns, n_workers=2, progress=False)]==['03.jpg','05.jpg','06.jpg','07.jpg']
     first_bad = DataLoader(Dataset([fns[5],fns[0]], labels=[0]*2), bs=1, n_workers=0, skip_bad=True)
     says(first_bad.one_batch, '05.jpg', err=ItemError)
     with pytest.warns(UserWarning): assert len(list(first_bad))==1
@@ -679,7 +710,7 @@ def test_memory_does_not_grow():
 def test_verify(tmp_path):
     fns = jpegs(tmp_path/'pics', 3)
     fns[1].write_bytes(b'nothing')
-    for n in (0,2): assert [(o,'UnidentifiedImageError' in w) for o,w in verify_images(tmp_path/'pics', n_workers=n, progress=False)]==[(fns[1],True)]
+    for n in (0,2): assert [(o,'UnidentifiedImageError' in o.cause) for o in verify_images(tmp_path/'pics', n_workers=n, progress=False)]==[(fns[1],True)]
     assert verify_images([fns[0]], n_workers=0)==verify_images([], n_workers=0)==[]
 
 @linux
