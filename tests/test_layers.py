@@ -30,7 +30,7 @@ def test_conv():
 def test_batchnorm():
     theirs = {2:nn.BatchNorm1d, 3:nn.BatchNorm1d, 4:nn.BatchNorm2d, 5:nn.BatchNorm3d}
     for shape,eps,mom,mode in prod(((8,4), (8,4,5), (3,4,5,6), (2,4,3,2,5)), (1e-5,1e-2), (0.1,0.5), (True,False)):
-        same(BatchNorm(4, eps, mom).train(mode), theirs[len(shape)](4, eps, mom).train(mode), rand(*shape))
+        same(BatchNorm(4, eps=eps, momentum=mom).train(mode), theirs[len(shape)](4, eps, mom).train(mode), rand(*shape))
 
 def test_the_rest():
     x = rand(4,4,14,11)
@@ -120,10 +120,98 @@ def test_dropout_and_relu():
     ReLU(inplace=True)(x)
     assert x.tolist()==[0,2]
 
+def test_conv_ndim_and_transpose():
+    convs = {(1,False):nn.Conv1d, (3,False):nn.Conv3d, (1,True):nn.ConvTranspose1d, (2,True):nn.ConvTranspose2d, (3,True):nn.ConvTranspose3d}
+    for (nd,tr),ref in convs.items():
+        for st,p,g,d in prod((1,2), (0,1), (1,2), (1,2)):
+            kw = dict(stride=st, padding=p, groups=g, dilation=d)
+            same(Conv2d(4, 6, 3, ndim=nd, transpose=tr, **kw), ref(4, 6, 3, **kw), rand(2, 4, *[7]*nd))
+    assert Conv2d(4, 6, 3, ndim=1)(torch.randn(2,4,9)).shape==(2,6,9) and Conv2d(4, 6, 2, 2, transpose=True)(torch.randn(2,4,8,8)).shape==(2,6,16,16)
+    assert repr(Conv2d(4, 6, ndim=1, transpose=True))=='Conv2d(4, 6, ks=3, ndim=1, transpose=True)'
+
+def test_pool_ndim_and_ceil_mode():
+    kinds = [(AvgPool, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)), (MaxPool, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d))]
+    for (ours,refs),nd,ceil in prod(kinds, (1,2,3), (False,True)):
+        same(ours(2, ndim=nd, ceil_mode=ceil), refs[nd-1](2, ceil_mode=ceil), rand(2, 3, *[7]*nd))
+    same(AdaptivePool(), nn.AdaptiveAvgPool1d(1), rand(2,3,7))
+    same(AdaptivePool(2), nn.AdaptiveAvgPool3d(2), rand(2,3,7,6,5))
+
+def test_the_other_norms():
+    x = rand(3,6,5,4)
+    for eps in (1e-5, 1e-2):
+        for g in (1,2,6): same(GroupNorm(g, 6, eps), nn.GroupNorm(g, 6, eps), x)
+        for sh,n in ((4,4), ((4,),(4,)), ((5,4),(5,4)), ([6,5,4],(6,5,4))): same(LayerNorm(sh, eps), nn.LayerNorm(n, eps), x)
+        for a in (True,False): same(InstanceNorm(6, affine=a, eps=eps), nn.InstanceNorm2d(6, eps, affine=a), x)
+    same(InstanceNorm(6, ndim=1), nn.InstanceNorm1d(6, affine=True), rand(3,6,5))
+    assert InstanceNorm(6, norm_type=NormType.InstanceZero).weight.sum()==0==BatchNorm(6, norm_type=NormType.BatchZero).weight.sum()
+    assert [repr(o) for o in (LayerNorm((5,4)), GroupNorm(2,6), InstanceNorm(6))]==['LayerNorm(5, 4)', 'GroupNorm(2, 6)', 'InstanceNorm(6)']
+    with pytest.raises(ValueError, match='4 groups do not divide 6 channels'): GroupNorm(4, 6)
+    with pytest.raises(ValueError, match='more than 1 spatial element'): InstanceNorm(6)(torch.randn(2,6,1,1))
+    for m in (InstanceNorm(6), GroupNorm(2, 6)):
+        with pytest.raises(ValueError, match='takes 6 channels in axis 1'): m(torch.randn(2,5,4,4))
+
+@pytest.mark.parametrize('momentum', [0.1, 0.7, None])
+@pytest.mark.parametrize('half', [False, True])
+def test_batchnorm_over_several_batches(momentum, half):
+    ours,ref = BatchNorm(4, momentum=momentum),nn.BatchNorm2d(4, momentum=momentum)
+    for i in range(6):
+        x,w = torch.randn(5,4,3,2)*(i+1)+i,torch.randn(5,4,3,2)
+        outs = []
+        for m in (ours,ref):
+            m.train(i not in (2,5))
+            t = x.clone().requires_grad_()
+            with torch.autocast('cpu', torch.bfloat16, enabled=half): y = m(t.bfloat16() if half else t)
+            (y*w).sum().backward()
+            outs.append([y.detach(), t.grad, *(p.grad.clone() for p in m.parameters()), *m.buffers()])
+        assert outs[0][0].dtype==outs[1][0].dtype
+        for a,b in zip(*outs, strict=True): torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert ours.num_batches_tracked==4 and all(ours.state_dict()[k].equal(v) for k,v in ref.state_dict().items())
+
+def test_batchnorm_checks_the_axes():
+    assert BatchNorm(3, ndim=1)(torch.randn(8,3)).shape==(8,3) and BatchNorm(3, ndim=1)(torch.randn(8,3,5)).shape==(8,3,5)
+    with pytest.raises(ValueError, match=r'BatchNorm\(3\) was made for ndim=2, not for an input of shape \(8, 3, 5\)'): BatchNorm(3, 2)(torch.randn(8,3,5))
+    with pytest.raises(ValueError, match='ndim=3'): InstanceNorm(3, 3)(torch.randn(2,3,4,4))
+
+def names(m): return [type(o).__name__ for o in m]
 def test_conv_layer():
-    assert [len(ConvLayer(3, 8, norm=o)) for o in (False, True, BatchNorm)]==[2,3,3] and len(ConvLayer(3, 8, act=None))==1
-    assert [len(ConvLayer(3, 8, norm=n, bias=b)[0].parameters()) for n,b in ((False,None), (True,None), (True,True), (False,False))]==[2,1,2,1]
-    assert ConvLayer(3, 8, 5, stride=2)(torch.randn(2,3,32,32)).shape==(2,8,16,16)
+    assert [names(ConvLayer(3, 8, **kw)) for kw in ({}, dict(norm_type=None), dict(act_cls=None), dict(bn_1st=False), dict(norm_type=NormType.Instance),
+        dict(xtra=Dropout()), dict(norm_type=None, act_cls=None), dict(act_cls=nn.Sigmoid))]==[['Conv2d','BatchNorm','ReLU'], ['Conv2d','ReLU'],
+        ['Conv2d','BatchNorm'], ['Conv2d','ReLU','BatchNorm'], ['Conv2d','InstanceNorm','ReLU'], ['Conv2d','BatchNorm','ReLU','Dropout'], ['Conv2d'],
+        ['Conv2d','BatchNorm','Sigmoid']]
+    def has_bias(**kw): return ConvLayer(3, 8, **kw)[0].bias is not None
+    assert [has_bias(norm_type=n) for n in (NormType.Batch, NormType.BatchZero, NormType.Instance, NormType.InstanceZero, None)]==[False]*4+[True]
+    assert has_bias(bias=True) and not has_bias(norm_type=None, bias=False)
+    assert [ConvLayer(3, 8, norm_type=n)[1].weight.mean() for n in (NormType.Batch, NormType.BatchZero, NormType.InstanceZero)]==[1,0,0]
+    x = torch.randn(2,4,32,32)
+    assert ConvLayer(4, 8, 5, stride=2)(x).shape==(2,8,16,16) and ConvLayer(4, 8, padding=0)(x).shape==(2,8,30,30)
+    assert ConvLayer(4, 8, 2, 2, transpose=True)(x).shape==(2,8,64,64) and ConvLayer(4, 8, groups=2, dilation=3)(x).shape==(2,8,32,32)
+    assert ConvLayer(4, 8, ndim=1)(x[...,0]).shape==(2,8,32) and ConvLayer(4, 8, ndim=3)(torch.randn(2,4,5,5,5)).shape==(2,8,5,5,5)
+    assert ConvLayer(4, 8, groups=2)[0].weight.shape==(8,2,3,3)
+
+def test_conv_layer_of_the_book():
+    "fastbook 19 calls `ConvLayer(ni, nf, stride=2)`; what was called `norm` and `act` here has other names"
+    layers = Sequential(ConvLayer(3, 16, stride=2), ConvLayer(16, 32, stride=2), nn.AdaptiveAvgPool2d(1), Flatten(), nn.Linear(32, 2))
+    assert layers(torch.randn(2,3,16,16)).shape==(2,2) and len(layers.parameters())==8
+    for kw in (dict(norm=True), dict(act=None)):
+        with pytest.raises(TypeError, match='`norm_type`, a `NormType` or `None`, and `act_cls`'): ConvLayer(3, 8, **kw)
+
+def test_conv_layer_init():
+    def conv(**kw):
+        with no_random(): return ConvLayer(16, 64, **{'norm_type':None, **kw})[0]
+    def std(**kw): return conv(**kw).weight.std().item()
+    assert conv().weight.abs().max()<=math.sqrt(3)*math.sqrt(2/(16*9)) and .9<std()/math.sqrt(2/(16*9))<1.1 # uniform
+    assert conv(init=None).weight.abs().max()>math.sqrt(3)*math.sqrt(2/(16*9)) # as `Conv2d` makes it: normal
+    class Squash(nn.Sigmoid): default_init = staticmethod(xavier_uniform_)
+    assert .9<std(act_cls=Squash)/math.sqrt(2/(80*9))<1.1
+    assert conv(init=lambda w: w.data.fill_(.5)).weight.unique().item()==.5
+    assert .005<conv().bias.std()<.015 and .5<conv(bias_std=1.).bias.std()<1.5 and conv(bias_std=0).bias.abs().sum()==0==conv(bias_std=None).bias.abs().sum()
+
+def test_simple_cnn_starts_as_ever():
+    "The first weights: `kaiming_normal_` in the order of the layers, and zero biases"
+    with no_random(3): ours = [*simple_cnn(5).state_dict().items()]
+    with no_random(3): want = [kaiming_normal_(torch.empty(*s)) for s in ((16,3,3,3), (32,16,3,3), (64,32,3,3), (128,64,3,3), (5,128))]
+    assert [k for k,_ in ours]==[f'{i}.{k}' for i in ('0.0','1.0','2.0','3.0','6') for k in ('weight','bias')]
+    assert all(a.equal(b) for (_,a),b in zip(ours[::2], want, strict=True)) and not any(b.any() for _,b in ours[1::2])
 
 def test_repr():
     assert [repr(o) for o in (ReLU(), Dropout(0.1), MaxPool(3), AvgPool(), AdaptivePool(), Linear(4, 3), Linear(4, 3, bias=False), Embedding(5, 4))]==[

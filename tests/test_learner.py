@@ -268,7 +268,7 @@ def test_flags_of_biases_and_normalization():
     learn = learner(model=model, wd_bn_bias=True, train_bn=False)
     learn.create_opt()
     assert [len(learn.opt.state[p]) for p in model.parameters()]==[0]*6
-    learn = learner(model=Sequential(ConvLayer(3,4,norm=BatchNorm), Flatten(), Linear(4,2)))
+    learn = learner(model=Sequential(ConvLayer(3,4), Flatten(), Linear(4,2)))
     learn.create_opt()
     assert [o.get('do_wd') for o in learn.opt.state.values() if o]==[False]*3
     m = nn.Linear(2,3)
