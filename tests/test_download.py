@@ -69,7 +69,50 @@ def left(server): return sorted(o.name for o in cache_dir('archives').iterdir() 
 
 def test_urls():
     assert URLs.known[URLs.IMAGENETTE_160][0]==99003388 and URLs.IMAGENETTE_160.endswith('/imagenette2-160.tgz')
-    assert len(URLs.known)==8 and all(o is None or len(o)==36 for _,o in URLs.known.values())
+    assert all((n is None or n>9999) and (o is None or len(o)==36) for n,o in URLs.known.values())
+    assert URLs.MNIST.endswith('/fast-ai-imageclas/mnist_png.tgz') and URLs.CAMVID_TINY.endswith('/fast-ai-sample/camvid_tiny.tgz')
+    assert URLs.known[URLs.ML_100k]==(None,None) and URLs.known[URLs.TINY_IMAGENET][0] is None and URLs.known[URLs.BIWI_HEAD_POSE]==(452316199,None)
+    for o in 'MNIST_SAMPLE MNIST_TINY PASCAL_2012 CAMVID HUMAN_NUMBERS CIFAR FOOD PLANET_TINY IMAGEWANG_160 IMDB WIKITEXT_TINY COCO_TINY DOGS'.split():
+        assert URLs.known[getattr(URLs, o)][0] and getattr(URLs, o).endswith('.tgz')
+
+def test_urls_of_your_own(server, monkeypatch):
+    monkeypatch.setattr(URLs, 'known', {})
+    n = len(server.files['/pics.tgz'])
+    URLs.add(f'{server.url}/', f'MINE pics.tgz {n} sha256:{hashlib.sha256(server.files["/pics.tgz"]).hexdigest()}; WRONG other.tgz 7')
+    server.files['/other.tgz'] = server.files['/pics.tgz']
+    try:
+        assert names(get(URLs.MINE))==['a.txt','b.bin']
+        with pytest.raises(ValueError, match='and should have 7'): get(URLs.WRONG)
+    finally: del URLs.MINE,URLs.WRONG
+
+def test_folders_of_fastais_arguments(server, tmp_path):
+    "`archive` and `data` are folders below `base`, or anywhere"
+    url = f'{server.url}/pics.tgz'
+    assert get(url, 'zips', 'sets', base=tmp_path/'b')==tmp_path/'b/sets/pics' and (tmp_path/'b/zips/pics.tgz.lock').exists()
+    assert get(url, base=tmp_path/'c')==tmp_path/'c/data/pics' and (tmp_path/'c/archives').is_dir()
+    assert get(url, data=tmp_path/'d')==tmp_path/'d/pics' and names(tmp_path/'d')==['pics']
+    assert len(server.log)==3 and get(url, 'zips', 'sets', True, tmp_path/'b')==tmp_path/'b/sets/pics' and len(server.log)==4
+    (tmp_path/'e').mkdir()
+    (tmp_path/'e/pics.tgz').write_bytes(server.files['/pics.tgz']) # an archive that is there is not downloaded, and stays
+    assert names(get(url, tmp_path/'e', base=tmp_path/'f'))==['a.txt','b.bin'] and len(server.log)==4 and (tmp_path/'e/pics.tgz').exists()
+    (tmp_path/'.fastai/data/pics').mkdir(parents=True)
+    (tmp_path/'.fastai/data/pics/mine').touch()
+    assert names(get(url, base=tmp_path/'.fastai'))==['mine'] # what fastai has unpacked is found
+
+def test_one_file(server, tmp_path, monkeypatch):
+    server.files |= {'/a%20b.csv':b'1,2', '/big.bin':noise}
+    monkeypatch.chdir(tmp_path)
+    assert download_url(f'{server.url}/a%20b.csv', show_progress=False)==Path('a b.csv') and (tmp_path/'a b.csv').read_bytes()==b'1,2'
+    server.cut = 2
+    server.log.clear()
+    assert download_url(f'{server.url}/big.bin', tmp_path/'new/x')==tmp_path/'new/x' and (tmp_path/'new/x').read_bytes()==noise and len(server.log)==3
+    with pytest.raises(ConnectionError, match=r'none could not be downloaded \(HTTP Error 404: Not Found\)\.$'): download_url(f'{server.url}/none', tmp_path/'new', show_progress=False)
+    with pytest.raises(ValueError, match='does not end in the name of a file'): download_url(f'{server.url}/', tmp_path/'new')
+    assert download_url((tmp_path/'a b.csv').as_uri(), tmp_path/'new')==tmp_path/'new/a b.csv' and names(tmp_path/'new')==['a b.csv','x']
+    server.go.clear()
+    with pytest.raises(ConnectionError, match='timed out|cut'): download_url(f'{server.url}/big.bin', tmp_path/'new/slow', timeout=.1, show_progress=False)
+    server.go.set()
+    assert names(tmp_path/'new')==['a b.csv','x'] # no half file, no note
 
 def test_once_and_cut(server):
     server.cut = 2
@@ -106,13 +149,13 @@ def test_unreachable(server):
 def test_digest_and_size(server, tmp_path):
     url,data = f'{server.url}/pics.tgz',server.files['/pics.tgz']
     for kw in (dict(digest='sha256:'+'0'*64), dict(digest='0'*32), dict(digest='md5:'+'0'*32), dict(size=7)):
-        with pytest.raises(ValueError, match='should have'): get(url, tmp_path/'to', **kw)
+        with pytest.raises(ValueError, match='should have'): get(url, dest=tmp_path/'to', **kw)
         assert not (tmp_path/'to').exists() and left(server)[0]==[]
     sha = hashlib.sha256(data).hexdigest()
     for i,o in enumerate((sha, f'sha256:{sha.upper()}', f'md5:{hashlib.md5(data).hexdigest()}')):
-        assert names(get(url, tmp_path/f'to{i}', digest=o, size=len(data)))==['a.txt','b.bin']
+        assert names(get(url, dest=tmp_path/f'to{i}', digest=o, size=len(data)))==['a.txt','b.bin']
     for o in ('sha999:00','sha256:'+'0'*32,'x'*64,'0'*63):
-        with pytest.raises(ValueError): get(url, tmp_path/'to', digest=o)
+        with pytest.raises(ValueError): get(url, dest=tmp_path/'to', digest=o)
 
 @pytest.mark.parametrize('name,o,why', [('../up', b'x', 'outside the destination'), ('link', tarfile.SYMTYPE, 'is a link or a device'),
     ('hard', tarfile.LNKTYPE, 'is a link or a device'), ('dev', tarfile.CHRTYPE, 'is a link or a device')])
@@ -151,7 +194,7 @@ def test_zip_and_odd_archives(server, tmp_path):
     local.write_bytes(zipped(('z/1.txt', b'one'), ('2.txt', b'two')))
     p = get(local)
     assert (p.name,(p/'z/1.txt').read_text())==('zipped','one') and local.exists()
-    assert get(local.as_uri(), tmp_path/'by_uri')==tmp_path/'by_uri'
+    assert get(local.as_uri(), dest=tmp_path/'by_uri')==tmp_path/'by_uri'
     tail = tmp_path/'ends.tar' # its last member is a zip, and so it ends like one
     tail.write_bytes(tgz(('a', b'one'), ('in.zip', zipped(('b', b'two'))), mode='w'))
     assert names(get(tail))==['a','in.zip']
@@ -164,7 +207,7 @@ def test_zip_and_odd_archives(server, tmp_path):
     with pytest.raises(ValueError, match='encrypted'): get(tmp_path/'locked.zip')
     for o in (f'{server.url}/', server.url, ''):
         with pytest.raises(ValueError, match='does not end in the name'): get(o)
-    with pytest.raises(FileNotFoundError, match='/no/such.tgz'): get('/no/such.tgz', tmp_path/'new/folder')
+    with pytest.raises(FileNotFoundError, match='/no/such.tgz'): get('/no/such.tgz', dest=tmp_path/'new/folder')
     assert not (tmp_path/'new').exists()
 
 def test_nothing_of_yours_is_touched(server, tmp_path):
@@ -172,16 +215,16 @@ def test_nothing_of_yours_is_touched(server, tmp_path):
     work.mkdir()
     (work/'thesis.txt').write_text('ten years')
     for force in (False,True):
-        with pytest.raises(FileExistsError, match='work was not made by `untar_data`, and stays as it is'): get(url, work, force_download=force)
-    with pytest.raises(FileExistsError): get(url, tmp_path) # a folder with all kinds of things
+        with pytest.raises(FileExistsError, match='work was not made by `untar_data`, and stays as it is'): get(url, dest=work, force_download=force)
+    with pytest.raises(FileExistsError): get(url, dest=tmp_path) # a folder with all kinds of things
     (tmp_path/'file').write_text('1')
-    with pytest.raises(NotADirectoryError): get(url, tmp_path/'file')
+    with pytest.raises(NotADirectoryError): get(url, dest=tmp_path/'file')
     assert (names(work),(work/'thesis.txt').read_text(),(tmp_path/'file').read_text(),server.log)==(['thesis.txt'],'ten years','1',[])
     (empty := tmp_path/'empty').mkdir()
-    assert names(get(url, empty))==['a.txt','b.bin'] and (tmp_path/'empty/.untar_data').read_text()==url
+    assert names(get(url, dest=empty))==['a.txt','b.bin'] and (tmp_path/'empty/.untar_data').read_text()==url
     (empty/'model.safetensors').write_text('trained')
     server.files['/pics.tgz'] = tgz(('pics/new.txt', b'new'))
-    assert names(get(url, empty, force_download=True))==['new.txt']
+    assert names(get(url, dest=empty, force_download=True))==['new.txt']
     assert [names(o) for o in tmp_path.glob('empty.*')]==[['a.txt','b.bin','model.safetensors']]
 
 def test_whose_folder(server, tmp_path):
@@ -209,14 +252,14 @@ def test_full_disk_keeps_download(server):
     assert names(get(url))==['a.txt','b.bin'] and server.log==[0,len(server.files['/pics.tgz'])-1] and left(server)==([],[])
 
 def test_several_at_once(server, tmp_path):
-    def at_once(*args):
-        ts = [threading.Thread(target=get, args=o) for o in args]
+    def at_once(*kwargs):
+        ts = [threading.Thread(target=get, args=[url], kwargs=o) for o in kwargs]
         for o in ts: o.start()
         for o in ts: o.join()
     url = f'{server.url}/pics.tgz'
-    at_once(*[(url,)]*4)
+    at_once(*[{}]*4)
     assert server.log==[0]
-    at_once(*[(url, tmp_path/f'to{i}') for i in range(4)])
+    at_once(*[dict(dest=tmp_path/f'to{i}') for i in range(4)])
     assert server.log==[0]*5 and all((tmp_path/f'to{i}/b.bin').read_bytes()==noise for i in range(4))
 
 def fetch(url, home, stop=None):
