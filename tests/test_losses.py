@@ -1,12 +1,14 @@
-"Losses: PyTorch's value and gradient over arguments and types, rows of `-inf`, the sentences for wrong targets"
+"Losses: PyTorch's value and gradient over arguments and types, rows of `-inf`, the sentences for wrong targets; losses that flatten and decode"
+import pickle
+from copy import deepcopy
 from functools import partial
 
-import pytest,torch,torch.nn.functional as F
+import pytest,torch,torch.nn as nn,torch.nn.functional as F
 from fastcore.test import test_close as close,test_fail as fails
 from torch import tensor
 from torch.autograd import grad,gradcheck,gradgradcheck
 
-from scratchai.losses import accuracy,cross_entropy,log_softmax,logsumexp,mse,nll
+from scratchai.losses import *
 
 inf = torch.inf
 types = torch.float64,torch.float32,torch.bfloat16
@@ -119,3 +121,150 @@ def test_accuracy():
     one = tensor([[10.,10.02]])
     assert (accuracy(one, tensor([1])),accuracy(one.bfloat16(), tensor([1])))==(1,0)
     for dead in (torch.zeros(4,3), torch.full((4,3), torch.nan)): assert accuracy(dead, tensor([0,0,1,2]))==.5
+
+def equal(ours, theirs): torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+w5 = tensor([.2, .5, 1., 1.5, 2.])
+@pytest.mark.parametrize('red', ['mean','sum','none'])
+@pytest.mark.parametrize('kw', [{}, dict(weight=w5), dict(ignore_index=2), dict(label_smoothing=.1, weight=w5)], ids=lambda o: '-'.join(o) or 'plain')
+def test_cross_entropy_of_any_shape_is_torchs(kw, red):
+    "Classes last, second, or wherever `axis` says; in a flat list for 'none', in the order in which targets are read"
+    ref = nn.CrossEntropyLoss(**kw, reduction=red)
+    for shape,axis in (((6,5), -1), ((2,4,5), -1), ((2,5,3,4), 1), ((2,5,2,3,2), 1), ((2,5,3,4), -3)):
+        x = torch.randn(shape)
+        y = torch.randint(5, x.movedim(axis, -1).shape[:-1])
+        for targ in (y, y.int(), y.byte(), y[:,None]): equal(*[value_and_grad(f, x, t) for f,t in
+            ((CrossEntropyLossFlat(**kw, axis=axis, reduction=red), targ), (lambda x,t: ref(x.movedim(axis, -1).flatten(0, -2), t.flatten()), y))])
+
+def test_cross_entropy_of_probabilities():
+    x,q = torch.randn(2, 5, 3, 4),torch.rand(2, 5, 3, 4)
+    equal(CrossEntropyLossFlat(axis=1)(x, q), F.cross_entropy(x, q))
+
+@pytest.mark.parametrize('red', ['mean','sum','none'])
+def test_losses_of_single_numbers_are_torchs(red):
+    x,t = torch.randn(6, 5),torch.randint(2, (6,5))
+    def flat(f, red=red): return lambda x: f(x.flatten(), t.float().flatten(), reduction=red)
+    for loss,f,o in ((BCEWithLogitsLossFlat, F.binary_cross_entropy_with_logits, x), (BCELossFlat, F.binary_cross_entropy, x.sigmoid()), (MSELossFlat, F.mse_loss, x), (L1LossFlat, F.l1_loss, x)):
+        equal(value_and_grad(loss(reduction=red), o, t), value_and_grad(flat(f), o))
+        equal(value_and_grad(loss(reduction=red), o[:,:1], t[:,0]), value_and_grad(lambda x: f(x.flatten(), t[:,0].float(), reduction=red), o[:,:1])) # a column and a row
+    equal(MSELossFlat(axis=1, reduction=red)(x, t), flat(F.mse_loss)(x))
+    for kw in (dict(weight=w5), dict(pos_weight=w5), dict(weight=w5, pos_weight=w5)): # weights belong to columns, so these do not flatten
+        equal(BCEWithLogitsLossFlat(**kw, reduction=red)(x, t), F.binary_cross_entropy_with_logits(x, t.float(), **kw, reduction=red))
+    equal(BCELossFlat(w5, reduction=red)(x.sigmoid(), t), F.binary_cross_entropy(x.sigmoid(), t.float(), w5, reduction=red))
+    assert BCEWithLogitsLossFlat(flatten=False, reduction='none')(x, t).shape==(6,5)
+
+def test_floatify_makes_targets_of_the_predictions_type():
+    x = torch.randn(6)
+    assert MSELossFlat()(x, x.double()).dtype==torch.float32
+    assert MSELossFlat()(x.double(), x.double()).dtype==torch.float64
+    fails(BCEWithLogitsLossFlat(floatify=False), args=(x, torch.ones(6).long()))
+
+@pytest.mark.parametrize('kw', [{}, dict(weight=w5)], ids=['plain','weight'])
+def test_focal_loss(kw):
+    x,y = torch.randn(2, 5, 3, 4),torch.randint(5, (2,3,4))
+    def by_hand(x, gamma, red):
+        ce = F.cross_entropy(x, y, **kw, reduction='none')
+        res = (1-torch.exp(-ce))**gamma*ce
+        return res if red=='none' else getattr(res, red)()
+    for gamma in (0., 1., 2.5):
+        for red in ('mean','sum','none'):
+            equal(value_and_grad(FocalLoss(gamma, **kw, reduction=red), x, y), value_and_grad(by_hand, x, gamma, red))
+            equal(FocalLossFlat(gamma, axis=1, **kw, reduction=red)(x, y), by_hand(x, gamma, red).flatten() if red=='none' else by_hand(x, gamma, red))
+    equal(FocalLoss(**kw)(x, y), by_hand(x, 2., 'mean'))
+    assert gradcheck(FocalLoss(2.), (x[:1].double().requires_grad_(), y[:1]))
+
+def test_label_smoothing():
+    "Without weights that of torch; `weight` is for the right class alone, as in fastai"
+    x,y = torch.randn(2, 5, 3, 4),torch.randint(5, (2,3,4))
+    for red in ('mean','sum','none'):
+        for kw in ({}, dict(weight=w5)):
+            def by_hand(x, eps):
+                even = -x.log_softmax(1).mean(1)
+                return (1-eps)*F.cross_entropy(x, y, **kw, reduction=red) + eps*(even if red=='none' else getattr(even, red)())
+            for eps in (0., .1, .4):
+                equal(value_and_grad(LabelSmoothingCrossEntropy(eps, **kw, reduction=red), x, y), value_and_grad(by_hand, x, eps))
+                ours,theirs = LabelSmoothingCrossEntropyFlat(eps, axis=1, **kw, reduction=red)(x, y),by_hand(x, eps)
+                equal(ours, theirs.flatten() if red=='none' else theirs)
+    equal(LabelSmoothingCrossEntropy()(x, y), F.cross_entropy(x, y, label_smoothing=.1))
+
+def test_dice_loss():
+    x,y = torch.randn(2, 3, 4, 5),torch.randint(3, (2,4,5))
+    def by_hand(x, y, smooth=1e-6, square=False, red='sum'):
+        p,t = x.softmax(1),F.one_hot(y, 3).movedim(-1, 1)
+        res = 1-(2*(p*t).sum((2,3))+smooth)/(((p*p if square else p)+t).sum((2,3))+smooth)
+        return res if red=='none' else getattr(res, red)()
+    for red in ('sum','mean','none'):
+        for smooth in (1e-6, 1.):
+            for square in (False,True): equal(value_and_grad(DiceLoss(smooth=smooth, square_in_union=square, reduction=red), x, y), value_and_grad(by_hand, x, y, smooth, square, red))
+    equal(DiceLoss(axis=-1)(x.movedim(1, -1), y), by_hand(x, y))
+    void = y.where(y!=2, 255)
+    equal(DiceLoss(reduction='none')(x, void)[:,:2], by_hand(x, y, red='none')[:,:2])
+    assert (DiceLoss(reduction='none')(x, void)[:,2]>.99).all()
+    perfect = F.one_hot(y, 3).movedim(-1, 1)*50.
+    close(DiceLoss()(perfect, y), 0, eps=1e-5)
+
+every = [CrossEntropyLossFlat, LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat, FocalLoss, FocalLossFlat, BCEWithLogitsLossFlat, BCELossFlat, MSELossFlat, L1LossFlat]
+@pytest.mark.parametrize('cls', every, ids=lambda o: o.__name__)
+def test_a_loss_can_be_changed_copied_pickled_and_sent(cls):
+    x,y = torch.rand(4, 3),torch.randint(3, (4,))
+    if not issubclass(cls, CrossEntropyLossFlat): y = torch.randint(2, (4,3))
+    loss = cls()
+    assert repr(loss)==cls.__name__ and loss.reduction=='mean'
+    loss.reduction = 'none'
+    each = loss(x, y)
+    assert len(each) in (4,12) and (loss(x, y, reduction='sum')-each.sum()).abs()<1e-5
+    for twin in (deepcopy(loss), pickle.loads(pickle.dumps(loss))): assert twin.reduction=='none' and (twin(x, y)==each).all()
+    if 'Focal' in cls.__name__ or cls is CrossEntropyLossFlat:
+        loss = cls(weight=torch.ones(3))
+        loss.to('meta')
+        assert loss.kwargs['weight'].device.type=='meta'
+
+class Kept(torch.Tensor): __torch_function__ = torch._C._disabled_torch_function_impl
+def test_targets_of_a_tensor_class():
+    x,y = torch.randn(2, 3, 4, 4),torch.randint(3, (2,4,4))
+    for loss in (CrossEntropyLossFlat(axis=1), FocalLoss(), LabelSmoothingCrossEntropy(), DiceLoss(), FocalLossFlat(axis=1)):
+        res = loss(x.as_subclass(Kept), y.as_subclass(Kept))
+        assert type(res) is torch.Tensor
+        equal(res, loss(x, y))
+    many = x>0
+    equal(BCEWithLogitsLossFlat()(x, many.as_subclass(Kept)), BCEWithLogitsLossFlat()(x, many))
+
+def test_what_predictions_mean():
+    x = torch.randn(2, 3, 4, 4)
+    for loss in (CrossEntropyLossFlat(axis=1), FocalLoss(), FocalLossFlat(axis=1), LabelSmoothingCrossEntropy(), LabelSmoothingCrossEntropyFlat(axis=1), DiceLoss()):
+        equal(loss.activation(x), x.softmax(1))
+        assert (loss.decodes(x)==x.argmax(1)).all()
+    equal(CrossEntropyLossFlat().activation(x), x.softmax(-1))
+    loss = BCEWithLogitsLossFlat(thresh=.7)
+    equal(loss.activation(x), x.sigmoid())
+    assert loss.decodes(tensor([.6,.8])).tolist()==[False,True]
+    assert BCELossFlat().activation(x) is x and BCELossFlat().decodes(tensor([.4,.6])).tolist()==[False,True]
+    for loss in (MSELossFlat(), L1LossFlat(), BaseLoss(F.huber_loss)): assert loss.activation(x) is x and loss.decodes(x) is x
+    equal(BaseLoss(F.huber_loss, is_2d=False, delta=.5)(x, x*2), F.huber_loss(x, x*2, delta=.5))
+
+class Own(nn.Module):
+    def activation(self, x): return x+1
+    def decodes(self, x): return x*2
+
+class Mine(nn.CrossEntropyLoss): pass
+@pytest.mark.parametrize('loss,act,dec', [(cross_entropy, 'softmax', 'argmax'), (F.cross_entropy, 'softmax', 'argmax'), (nn.CrossEntropyLoss(), 'softmax', 'argmax'), (Mine(), 'softmax', 'argmax'),
+    (partial(partial(F.cross_entropy, label_smoothing=.1)), 'softmax', 'argmax'), (partial(FocalLoss()), 'softmax', 'argmax'), (F.binary_cross_entropy_with_logits, 'sigmoid', 'thresh'), (nn.BCEWithLogitsLoss(), 'sigmoid', 'thresh'),
+    (F.binary_cross_entropy, None, 'thresh'), (nn.BCELoss(), None, 'thresh'), (F.mse_loss, None, None), (nn.MSELoss(), None, None), (mse, None, None), (nn.L1Loss(), None, None), (len, None, None), (None, None, None)])
+def test_table_of_activations_and_decodings(loss, act, dec):
+    fs = {'softmax':lambda x: x.softmax(1), 'argmax':lambda x: x.argmax(1), 'sigmoid':torch.sigmoid, 'thresh':lambda x: x>.5, None:lambda x: x}
+    for x in (torch.randn(4, 3), torch.randn(2, 3, 4, 4)):
+        equal(loss_activation(loss)(x), fs[act](x))
+        equal(loss_decodes(loss)(x), fs[dec](x))
+    if act=='softmax': equal(loss_activation(loss)(x[0,:,0,0]), x[0,:,0,0].softmax(0)) # a single row
+
+def test_a_users_loss_says_what_it_means():
+    assert loss_activation(Own())(1)==2 and loss_decodes(partial(Own()))(3)==6
+
+x3,y3 = torch.zeros(4, 3),tensor([0,1,3,2])
+@pytest.mark.parametrize('loss,args,says', [
+    (CrossEntropyLossFlat(), (x3, y3[:3]), 'CrossEntropyLossFlat: predictions (4, 3) take 4 targets, got 3'), (CrossEntropyLossFlat(), (x3, y3), '`targ[2]` is 3'), (CrossEntropyLossFlat(), (x3, y3/2), 'class indices are whole'),
+    (CrossEntropyLossFlat(), (x3, [0,1]), 'CrossEntropyLossFlat takes two tensors, got a list'), (FocalLossFlat(), ((x3,x3), y3), 'FocalLossFlat takes two tensors, got a tuple'), (FocalLoss(), (x3, y3), '`targ[2]` is 3'),
+    (CrossEntropyLossFlat(tensor([1.,2.])), (x3, y3%3), '(3,), a number a class'), (MSELossFlat(), (x3, y3), 'MSELossFlat: predictions (4, 3) take 12 targets, got 4'), (LabelSmoothingCrossEntropy(1.5), (x3, y3%3), 'from 0 to 1, got 1.5'),
+    (DiceLoss(), (x3, y3), 'DiceLoss takes (bs, c, …) and (bs, …): got predictions (4, 3)'), (DiceLoss(), (torch.zeros(1,2,3,3), torch.zeros(1,1,3,3)), 'targets (1, 1, 3, 3)'),
+    (FocalLoss(reduction='avg'), (x3, y3%3), "got 'avg'"), (DiceLoss(reduction='avg'), (torch.zeros(1,2,3,3), torch.zeros(1,3,3)), "got 'avg'"), (CrossEntropyLossFlat(reduction='avg'), (x3, y3%3), "got 'avg'")])
+def test_losses_name_what_is_wrong(loss, args, says): fails(loss, args=args, contains=says)
