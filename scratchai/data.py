@@ -6,8 +6,8 @@
 __all__ = ['imagenet_stats', 'ToFloat', 'Normalize', 'DataLoaders', 'get_c', 'folder_dls', 'image_extensions', 'get_files',
            'get_image_files', 'FileGetter', 'ImageGetter', 'open_image', 'parent_label', 'RegexLabeller',
            'FolderLabeller', 'GrandparentSplitter', 'RandomSplitter', 'PackedPaths', 'printable', 'Dataset', 'URLs',
-           'untar_data', 'collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'DataLoader', 'verify_images',
-           'Cache', 'Cached', 'CachedDataset']
+           'untar_data', 'download_url', 'collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'DataLoader',
+           'BadFile', 'verify_images', 'Cache', 'Cached', 'CachedDataset']
 
 # %% ../nbs/03_data.ipynb #0eee229e
 import torch
@@ -25,8 +25,8 @@ from .cache import *
 # a star import of this chapter hands these on too
 _all_ = ['image_extensions', 'get_files', 'get_image_files', 'FileGetter', 'ImageGetter', 'open_image', 'parent_label',
     'RegexLabeller', 'FolderLabeller', 'GrandparentSplitter', 'RandomSplitter', 'PackedPaths', 'printable', 'Dataset',
-    'URLs', 'untar_data', 'collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'DataLoader', 'verify_images',
-    'Cache', 'Cached', 'CachedDataset']
+    'URLs', 'untar_data', 'download_url', 'collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'DataLoader',
+    'BadFile', 'verify_images', 'Cache', 'Cached', 'CachedDataset']
 
 # %% ../nbs/03_data.ipynb #e6fbfa04
 class ToFloat:
