@@ -177,3 +177,34 @@ def test_write_whole(tmp_path):
     assert f.read_text()=='first' and os.listdir(f.parent)==['w.txt']
     write_whole(f, lambda p: p.write_text('second'))
     assert f.read_text()=='second' and os.listdir(f.parent)==['w.txt']
+
+def test_types_and_arrays_of_a_nest():
+    b = dict(x=[torch.ones(2, requires_grad=True), torch.ones(2).bfloat16()], y=torch.tensor([1]), name='a')
+    assert [to_half(b)['x'][i].dtype for i in (0,1)]==[torch.float16]*2 and to_float(b)['x'][1].dtype==torch.float32
+    for f in (to_half, to_float): assert f(b)['y'].dtype==torch.int64 and f(b)['name']=='a'
+    res = to_np(b)
+    assert isinstance(res['x'][0], np.ndarray) and res['x'][1].dtype==np.float32 and res['y'].tolist()==[1] and res['name']=='a'
+
+def test_find_device():
+    assert find_device(['a', dict(x=torch.ones(2, device='meta')), torch.ones(2)]).type=='meta'
+    assert find_device(torch.ones(2)).type=='cpu'
+    with pytest.raises(ValueError, match='no tensor in this list'): find_device(['a', 1])
+
+def test_flatten_check():
+    a,b = flatten_check(torch.arange(6).view(2,3).T, torch.arange(6)[:,None])
+    assert a.tolist()==[0,3,1,4,2,5] and b.tolist()==[*range(6)]
+    with pytest.raises(ValueError, match=r'\(2, 3\) and \(2,\) hold 6 and 2 numbers'): flatten_check(torch.zeros(2,3), torch.zeros(2))
+
+@pytest.mark.parametrize('kw,size', [({}, (9,6)), (dict(imsize=1), (3,2)), (dict(imsize=1, suptitle='$5_$6'), (3,2.6)), (dict(suptitle='a'), (9,6)), (dict(figsize=(4,5), imsize=1), (4,5))], ids=str)
+def test_subplots(kw, size):
+    fig,axs = subplots(2, 3, sharex=True, **kw)
+    assert tuple(fig.get_size_inches())==size and axs.shape==(2,3) and axs[0,0].get_shared_x_axes().joined(axs[0,0], axs[1,2])
+    assert (fig.get_suptitle() or None)==kw.get('suptitle')
+    fig.canvas.draw()
+    plt.close(fig)
+
+def test_subplots_are_an_array_always():
+    for n,shape in (((), (1,)), ((1,2), (2,))):
+        fig,axs = subplots(*n)
+        assert axs.shape==shape
+        plt.close(fig)
