@@ -76,7 +76,7 @@ def _walk(title, fs, o):
         print(_brief(o := Pipeline([f], 0)(o)))
     return o
 
-# %% ../nbs/12_block.ipynb #fea85980
+# %% ../nbs/12_block.ipynb #a64d034e
 class DataBlock:
     "Which items there are, what of them is input and target, and which validate: all that `DataLoaders` need"
     def __init__(self,
@@ -118,7 +118,8 @@ class DataBlock:
         if isinstance(res, (str,Path)): raise TypeError(f'{res} is one path: say with `get_items` which items are there, '
             'as `get_image_files` does.')
         if not hasattr(res, '__len__'): res = L(res)
-        if not len(res): raise ValueError(f'There are no items in {_brief(source)}, by {self.get_items or "the list"}.')
+        if not len(res): raise ValueError(f'There are no items: {"`get_items` found" if self.get_items else "the source has"}'
+            f' none in {_brief(source)}.')
         return res
     def split(self, items):
         "Positions that train, and that validate; from a table, the splitter gets one with its rows numbered from 0"
@@ -128,15 +129,16 @@ class DataBlock:
         for o in halves:
             if isinstance(first(o), (bool,np.bool_)) and len(o)!=len(items):
                 raise ValueError(f'The splitter returned a mask of {len(o)} flags for {len(items)} items.')
-        if len(res)<2 or not all(res): raise ValueError(f'Of {len(items)} items, {" and ".join(map(str, map(len, res)))} '
-            'train and validate. There must be some of each: look at the items, the share or the column that decides.')
+        has = ' and '.join(f'{len(o)} {k}' for o,k in zip([*res, []], ('train','validate')))
+        if len(res)<2 or not all(res): raise ValueError(f'Of {len(items)} items, {has}. There must be some of each: look '
+            'at the items, the share or the column that decides.')
         return res
     def datasets(self, source, verbose:bool=False):
         "The samples of a source, whose labels have all been read"
         items,say = self.items(source),print if verbose else noop
         say(f'{len(items):,} items of {_brief(source)}, the first: {_brief(_pick(items, 0))}')
         splits = self.split(items)
-        say(' and '.join(f'{len(o):,}' for o in splits), 'of them train and validate')
+        say(' and '.join(f'{len(o):,} {k}' for o,k in zip(splits, ('train','validate'))))
         fs = [[] if g is noop else list(g) if isinstance(g, Pipeline) else [g] for g in self.getters]
         if isinstance(_pick(items, 0), tuple): fs = [[ItemTransform(o) for o in f[:1]]+f[1:] for f in fs]
         tfms = [f+list(L(b.type_tfms).map(_own)) for f,b in zip(fs, self.blocks)]
