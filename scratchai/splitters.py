@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ColReader', 'IndexSplitter', 'MaskSplitter', 'FuncSplitter', 'ColSplitter', 'FileSplitter', 'EndSplitter',
-           'RandomSubsetSplitter', 'TrainTestSplitter']
+           'RandomSubsetSplitter', 'TrainTestSplitter', 'read_csv', 'check_cells']
 
-# %% ../nbs/39_splitters.ipynb #2d525a0f
-import os,warnings
+# %% ../nbs/39_splitters.ipynb #97e71d8b
+import csv,os,warnings
 
 import numpy as np
 from fastcore.all import *
@@ -90,7 +90,7 @@ class FuncSplitter:
         rows = (items.iloc[i] for i in range(len(items))) if hasattr(items, 'iloc') else items
         return _halves([self.func(o) for o in rows], 'the function says so')
 
-# %% ../nbs/39_splitters.ipynb #15c9c416
+# %% ../nbs/39_splitters.ipynb #0380a66a
 _flags = {**dict.fromkeys('true yes valid validation val 1 1.0'.split(), True),
     **dict.fromkeys('false no train training 0 0.0'.split(), False)}
 
@@ -99,11 +99,12 @@ class ColSplitter:
     def __init__(self,
         col='is_valid', # Name or position of the column
         on=None, # The value, or list of values, that validates; `None`: yes in one of its spellings
-    ): self.col,self.on = col,None if on is None else L(on)
+        where='Item {}'.format, # Names an item, numbered from 0, in messages
+    ): self.col,self.on,self.where = col,None if on is None else L(on),where
     def __call__(self, items):
         vals = L(list(_cell(items, self.col)) if hasattr(items, 'iloc') else [_cell(o, self.col) for o in items])
         flags = vals.map(self.flag)
-        if None in flags: raise ValueError(f"Item {(i := flags.index(None))} has {vals[i]!r} in column {self.col!r} for "
+        if None in flags: raise ValueError(f"{self.where(i := flags.index(None))} has {vals[i]!r} in column {self.col!r} for "
             "whether it validates: write True or False, 1 or 0, 'yes' or 'no', 'valid' or 'train', or pass `on`.")
         return _halves(flags, f'column {self.col!r} holds {vals.map(str).unique()[:9]}')
     def flag(self, o): return _flags.get(str(o).strip().lower()) if self.on is None else o in self.on
@@ -174,3 +175,36 @@ class TrainTestSplitter:
         except ImportError as e: raise ImportError('`TrainTestSplitter` needs scikit-learn: `pip install scikit-learn`.') from e
         kwargs = {k: getattr(self, k) for k in 'test_size random_state stratify train_size shuffle'.split()}
         return tuple(map(L, train_test_split(list(range(len(items))), **kwargs)))
+
+# %% ../nbs/39_splitters.ipynb #f716d9ac
+def read_csv(
+    file, # Its path; in UTF-8
+    header:int|None=0, # The row of the columns' names, empty ones not counted; `None`: there is none, they are 0, 1, 2 …
+    delimiter:str=',', # What stands between cells
+)->tuple: # A dict of columns, each a tuple of text, and the number of each row's line
+    "The rows of a `csv` file that are not empty"
+    with open(file, newline='', encoding='utf-8-sig') as f:
+        reader = csv.reader(f, delimiter=delimiter)
+        try: rows = [(reader.line_num,o) for o in reader if any(map(str.strip, o))]
+        except UnicodeDecodeError as e: raise ValueError(f'{file} is not in UTF-8: {e}. Save it in that.') from e
+        except csv.Error as e: raise ValueError(f'{file}, line {reader.line_num}: {e}.') from e
+    start = 0 if header is None else header+1
+    if len(rows)<=start: raise ValueError(f'{file} has no rows{" below its header" if rows else ": it is empty"}.')
+    names = rows[header][1] if start else range(len(rows[0][1]))
+    for n,o in rows[max(start-1, 0):]:
+        if not 1<len(set(names))==len(names)==len(o): raise ValueError(f'{file}, line {n}: {o} does not fit the columns '
+            f'{list(names)}. At least two are needed, of different names. Is the `delimiter` {delimiter!r}?')
+    lines,cells = zip(*rows[start:])
+    return dict(zip(names, zip(*cells))),lines
+
+def check_cells(
+    df, # A frame, or a dict of columns
+    cols, # Names or positions of columns
+    what:str, # What they hold, in the message
+    where='Row {} of the table'.format, # Names a row, numbered from 0
+    empty:bool=False, # May they hold an empty text?
+):
+    "Raise an error for the first cell with nothing in it"
+    for c in L(cols):
+        i = first(L(list(_cell(df, c))).argwhere(lambda o: _blank(o) or not (empty or str(o).strip())))
+        if i is not None: raise ValueError(f'{where(i)} has no {what}.')
