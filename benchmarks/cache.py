@@ -13,9 +13,9 @@ def rate(dl):
 
 def turns(path, size):
     "Number of pictures, and the median images/s of passes without and with the cache; a pass without, five with, in turn"
-    from scratchai.data import ImageDataLoaders,Normalize,ToFloat,imagenet_stats
+    from scratchai.all import ImageDataLoaders,Normalize,imagenet_stats
     valid = 'train' if path.name.startswith('photos') else 'val' # its photographs are one a class: `val` has other classes
-    kwargs = dict(valid=valid, size=size, bs=64, n_workers=nw, seed=1, device='cpu', after_batch=[ToFloat(), Normalize(*imagenet_stats)])
+    kwargs = dict(valid=valid, size=size, bs=64, num_workers=nw, seed=1, device='cpu', batch_tfms=Normalize.from_stats(*imagenet_stats))
     plain,cached = [ImageDataLoaders.from_folder(path, cache=o, **kwargs).train for o in (None,'memory')]
     rate(plain)
     while not cached.ds.in_memory: rate(cached) # a last, short batch is left out of each epoch
@@ -49,7 +49,7 @@ def floor_step():
 
 def ours(data):
     "Accuracy, training images/s over all, and for each epoch its training part's and the floor's, measured after it and not counted"
-    from scratchai.all import Callback,ImageDataLoaders,Learner,SGD,accuracy,set_seed,simple_cnn
+    from scratchai.all import Callback,ImageDataLoaders,Learner,Normalize,SGD,accuracy,imagenet_stats,set_seed,simple_cnn
     set_seed(42)
     rates,paused,step = [],[],floor_step()
     class Timer(Callback):
@@ -61,7 +61,7 @@ def ours(data):
             torch.set_rng_state(state)
             paused.append(time.perf_counter()-t)
     t = time.perf_counter()
-    dls = ImageDataLoaders.from_folder(data, size=size, bs=bs, n_workers=nw, device='cpu', cache='memory')
+    dls = ImageDataLoaders.from_folder(data, size=size, bs=bs, num_workers=nw, device='cpu', cache='memory', batch_tfms=Normalize.from_stats(*imagenet_stats))
     learn = Learner(dls, simple_cnn(dls.c), opt_func=SGD, metrics=accuracy, cbs=Timer())
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return float(learn.history[-1]['accuracy']),len(dls.train_ds)*epochs/(time.perf_counter()-t-sum(paused)),rates

@@ -5,9 +5,9 @@ from pathlib import Path
 bs,size,lr = 128,64,0.1
 
 def ours(data, epochs):
-    from scratchai.all import ImageDataLoaders,Learner,SGD,accuracy,set_seed,simple_cnn
+    from scratchai.all import ImageDataLoaders,Learner,Normalize,SGD,accuracy,imagenet_stats,set_seed,simple_cnn
     set_seed(42)
-    dls = ImageDataLoaders.from_folder(data, size=size, bs=bs, n_workers=2, device='cpu')
+    dls = ImageDataLoaders.from_folder(data, size=size, bs=bs, num_workers=2, device='cpu', batch_tfms=Normalize.from_stats(*imagenet_stats))
     learn = Learner(dls, simple_cnn(dls.c), opt_func=SGD, metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): return timed(learn, epochs)
 
