@@ -8,8 +8,8 @@ __all__ = ['BBoxLblBlock', 'TransformBlock', 'ImageBlock', 'CategoryBlock', 'Dat
            'PointBlock', 'BBoxBlock', 'AddMaskCodes', 'MaskBlock', 'ImageDataLoaders', 'SegmentationDataLoaders',
            'CachedItems']
 
-# %% ../nbs/12_block.ipynb #470e5cf4
-import csv,os,warnings
+# %% ../nbs/12_block.ipynb #6a5a7f01
+import os,warnings
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +26,9 @@ from .cache import *
 from .crops import *
 from .splitters import *
 from .files import _listed
-from .splitters import _blank,_cell
 from .transform import _pick
 
-# %% ../nbs/12_block.ipynb #3a3f386a
+# %% ../nbs/12_block.ipynb #e4cef1a5
 @dataclass
 class TransformBlock:
     "How one part of an item is made, and what comes with it"
@@ -38,6 +37,7 @@ class TransformBlock:
     batch_tfms:list=None # Transforms of the batch, on the device
     dl_type:type=None # A class of loader; `None`: `TfmdDL`
     dls_kwargs:dict=None # Arguments for the loaders
+    def __post_init__(self): self.type_tfms,self.item_tfms,self.batch_tfms = L(self.type_tfms),L(self.item_tfms),L(self.batch_tfms)
 
 def ImageBlock(cls=PILImage): # `PILImage`, `PILImageBW`, or a class of yours with `create`
     "A picture"
@@ -76,7 +76,7 @@ def _walk(title, fs, o):
         print(_brief(o := Pipeline([f], 0)(o)))
     return o
 
-# %% ../nbs/12_block.ipynb #a64d034e
+# %% ../nbs/12_block.ipynb #0bfe0b88
 class DataBlock:
     "Which items there are, what of them is input and target, and which validate: all that `DataLoaders` need"
     def __init__(self,
@@ -141,7 +141,7 @@ class DataBlock:
         say(' and '.join(f'{len(o):,} {k}' for o,k in zip(splits, ('train','validate'))))
         fs = [[] if g is noop else list(g) if isinstance(g, Pipeline) else [g] for g in self.getters]
         if isinstance(_pick(items, 0), tuple): fs = [[ItemTransform(o) for o in f[:1]]+f[1:] for f in fs]
-        tfms = [f+list(L(b.type_tfms).map(_own)) for f,b in zip(fs, self.blocks)]
+        tfms = [f+list(b.type_tfms.map(_own)) for f,b in zip(fs, self.blocks)]
         res = Datasets(items, tfms, splits=splits, n_inp=self.n_inp, dl_type=self.dl_type)
         for tl in res.tls:
             if any(isinstance(f, Categorize) for f in tl.tfms): list(tl)
@@ -170,7 +170,7 @@ class DataBlock:
         _walk('Batch', dl.after_batch, dl.new(after_batch=None).one_batch())
         if show_batch: dl.show_batch(**kwargs)
 
-# %% ../nbs/12_block.ipynb #b88ca1a8
+# %% ../nbs/12_block.ipynb #cb987cad
 class MultiCategorize(Categorize):
     "Lists of classes to their numbers, and back"
     loss_func = BCEWithLogitsLossFlat()
@@ -199,6 +199,7 @@ class EncodedMultiCategorize(Categorize):
     def encodes(self, o): return TensorMultiCategory(tensor(o).float())
     def decodes(self, o:TensorMultiCategory): return MultiCategory(self.vocab[i] for i in o.nonzero()[:,0].tolist())
 
+# %% ../nbs/12_block.ipynb #68b65125
 def MultiCategoryBlock(
     encoded:bool=False, # Are the targets rows of zeros and ones already? Then `vocab` says what the places stand for
     vocab=None, # The classes, in the order of their numbers; `None`: those of the training items, sorted
@@ -208,7 +209,7 @@ def MultiCategoryBlock(
     tfms = EncodedMultiCategorize(vocab) if encoded else [MultiCategorize(vocab, add_na), OneHotEncode]
     return TransformBlock(type_tfms=tfms)
 
-# %% ../nbs/12_block.ipynb #ad595613
+# %% ../nbs/12_block.ipynb #90e20868
 class RegressionSetup(Transform):
     "Numbers to `float32`; what is a tensor stays as it is"
     loss_func,random = MSELossFlat(),False
@@ -230,21 +231,17 @@ class PointScaler(ItemTransform):
         wh = tensor(o[0].shape[-2:]).flip(0)
         return tuple(TensorPoint(f(p, wh)) if isinstance(p, TensorPoint) else p for p in o)
 
-def RegressionBlock(n_out:int|None=None): # How many numbers; `None`: as many as the first item has
-    "A number, or several"
-    return TransformBlock(type_tfms=RegressionSetup(n_out))
+# %% ../nbs/12_block.ipynb #581202b1
+def RegressionBlock(n_out:int|None=None): return TransformBlock(RegressionSetup(n_out)) # One number, or `n_out`
 
-def PointBlock():
-    "Points in a picture, each as `(x, y)` in pixels"
-    return TransformBlock(type_tfms=[TensorPoint.create, RegressionSetup], item_tfms=PointScaler)
+def PointBlock(): return TransformBlock([TensorPoint.create, RegressionSetup], PointScaler) # Pairs of `x` and `y`, in pixels
 
 def BBoxBlock(*args, **kwargs):
-    "Boxes are not there"
-    raise NotImplementedError('Blocks for boxes (`BBoxBlock`, `BBoxLblBlock`) are not part of scratchai. The corners of '
-        'one box are two points, for `PointBlock`; more is for a `TransformBlock` of your own.')
+    raise NotImplementedError('There are no blocks for boxes, `BBoxBlock` and `BBoxLblBlock`. The corners of one box are two '
+        'points, for `PointBlock`; more is for a `TransformBlock` of your own.')
 BBoxLblBlock = BBoxBlock
 
-# %% ../nbs/12_block.ipynb #640166ab
+# %% ../nbs/12_block.ipynb #174d4c83
 class AddMaskCodes(Transform):
     "What the values of a mask stand for; other values are an error"
     loss_func,random,div = CrossEntropyLossFlat(axis=1),False,1
@@ -264,14 +261,11 @@ class AddMaskCodes(Transform):
         raise ValueError(f'The mask has the values {np.unique(o).tolist()}, and the codes are 0 to {n-1} {self.codes}: '
             f'say which value stands for each code, as `MaskBlock(codes, values=[0,255])` does.')
 
-def MaskBlock(
-    codes=None, # The names of the codes 0, 1, 2 …
-    values=None, # The value in the file for each code; `None`: the code itself
-):
+def MaskBlock(codes=None, values=None): # As in `AddMaskCodes`
     "A class for every pixel"
     return TransformBlock(type_tfms=[PILMask.create, AddMaskCodes(codes, values)], batch_tfms=IntToFloatTensor)
 
-# %% ../nbs/12_block.ipynb #55397c3b
+# %% ../nbs/12_block.ipynb #849c3c9b
 def _below(fn, roots):
     "The folder directly below one of `roots` in which `fn` lies; elsewhere, its own folder"
     fn = os.fspath(fn)
@@ -287,23 +281,7 @@ def _in_classes(d, use, path):
     if len(res)<len(every): warnings.warn(f'Pictures directly in {d} have no class, and are left out.')
     return res
 
-def _read_csv(file, header, delimiter):
-    "The lines of the rows, and a dict of columns"
-    with open(file, newline='', encoding='utf-8-sig') as f:
-        reader = csv.reader(f, delimiter=delimiter)
-        try: rows = [(reader.line_num,o) for o in reader if any(map(str.strip, o))]
-        except UnicodeDecodeError as e: raise ValueError(f'{file} is not in UTF-8: {e}. Save it in that.') from e
-        except csv.Error as e: raise ValueError(f'{file}, line {reader.line_num}: {e}.') from e
-    start = 0 if header is None else header+1
-    if len(rows)<=start: raise ValueError(f'{file} has no rows{" below its header" if rows else ": it is empty"}.')
-    names = rows[header][1] if start else range(len(rows[0][1]))
-    for n,o in rows[max(start-1, 0):]:
-        if not 1<len(set(names))==len(names)==len(o): raise ValueError(f'{file}, line {n}: {o} does not fit the columns '
-            f'{list(names)}. At least two are needed, of different names. Is the `delimiter` {delimiter!r}?')
-    lines,cells = zip(*rows[start:])
-    return lines,dict(zip(names, zip(*cells)))
-
-# %% ../nbs/12_block.ipynb #ae3a5a30
+# %% ../nbs/12_block.ipynb #e8899d8a
 class ImageDataLoaders(DataLoaders):
     "`DataLoaders` of pictures in files; each factory is a `DataBlock`"
     @classmethod
@@ -313,20 +291,19 @@ class ImageDataLoaders(DataLoaders):
         path, # Where a learner puts its files
         fnames, # The files
         label_func, # From a path to its label
-        valid_pct:float=0.2, # Share of the files that validate, if there are no `splits`
+        valid_pct:float=0.2, # Share of the files that validate
         seed:int|None=None, # Decides the random split, and the training order
         item_tfms=None, batch_tfms=None, # As in `DataBlock`: `Resize(64)`, `Normalize.from_stats(*imagenet_stats)`
         img_cls=PILImage, y_block=CategoryBlock, # What a picture, and what a label becomes
-        splits=None, # Positions that train, and that validate; `None`: at random
+        splitter=None, # Decides which validate; `None`: `RandomSplitter(valid_pct, seed)`
         get_x=None, # From an item to its file, if the items are none
         size:int|tuple|None=None, method:str='squish', # Short for `item_tfms=Resize(size, method)`
         **kwargs # Passed on to `DataBlock.dataloaders`: `bs`, `num_workers`, `device`, `cache`…
     )->DataLoaders:
         "From files, and a function from path to label"
         if size is not None: item_tfms = L(item_tfms)+Resize(size, method=method)
-        splitter = RandomSplitter(valid_pct, seed) if splits is None else lambda items: splits
-        block = DataBlock((ImageBlock(img_cls), y_block), get_x=get_x, get_y=label_func, splitter=splitter,
-            item_tfms=item_tfms, batch_tfms=batch_tfms)
+        block = DataBlock((ImageBlock(img_cls), y_block), get_x=get_x, get_y=label_func, item_tfms=item_tfms,
+            batch_tfms=batch_tfms, splitter=splitter or RandomSplitter(valid_pct, seed))
         return cls.from_dblock(block, fnames, path, seed=seed, **kwargs)
     @classmethod
     def from_name_func(cls, path, fnames, label_func, *args, **kwargs):
@@ -341,14 +318,14 @@ class ImageDataLoaders(DataLoaders):
         "From files, and a pattern whose first group, in the file's name, is the label"
         return cls.from_name_func(path, fnames, RegexLabeller(pat), *args, **kwargs)
     @classmethod
-    def from_lists(cls, path, fnames, labels, valid_pct:float=0.2, seed=None, y_block=None, *args, **kwargs):
+    def from_lists(cls, path, fnames, labels, valid_pct:float=0.2, seed=None, y_block=None, *args, splits=None, **kwargs):
         "From files, and a label for each; without `y_block`, lists are several classes, and floats numbers"
         fnames,labels = _listed(fnames),_listed(labels)
         if len(labels)!=len(fnames): raise ValueError(f'There are {len(fnames)} pictures but {len(labels)} labels.')
         o = first(labels)
         guess = MultiCategoryBlock if is_listy(o) else RegressionBlock if isinstance(o, float) else CategoryBlock
         return cls.from_path_func(path, list(zip(fnames, labels)), itemgetter(1), valid_pct, seed, *args,
-            get_x=itemgetter(0), y_block=y_block or guess, **kwargs)
+            get_x=itemgetter(0), y_block=y_block or guess, splitter=splits and (lambda items: splits), **kwargs)
     @classmethod
     def from_folder(cls,
         path, # A folder with a folder for each class, in `train` and `valid` or, with `valid_pct`, directly
@@ -364,8 +341,8 @@ class ImageDataLoaders(DataLoaders):
         if valid_pct is not None: dirs = [d for d in dirs if any(o.is_dir() for o in d.glob('*'))] or [path]
         found = [_in_classes(d, use, path) for d,use in zip(dirs, ('train','validate'))]
         n,fns,label = len(found[0]),L(found).concat(),partial(_below, roots=[f'{d}{os.sep}' for d in dirs])
-        if valid_pct is None: kwargs['splits'] = range(n),range(n,len(fns))
-        return cls.from_path_func(path, fns, label, ifnone(valid_pct, 0), seed, *args, y_block=CategoryBlock(vocab), **kwargs)
+        if valid_pct is None: kwargs['splitter'] = IndexSplitter(range(n, len(fns)))
+        return cls.from_path_func(path, fns, label, valid_pct, seed, *args, y_block=CategoryBlock(vocab), **kwargs)
     @classmethod
     def from_df(cls,
         df, # A `DataFrame`, or a dict of columns
@@ -379,16 +356,9 @@ class ImageDataLoaders(DataLoaders):
         **kwargs # As in `from_path_func`
     )->DataLoaders:
         "From a table with a column of files and one of labels"
-        for k,cols,may in ('file',fn_col,False),('label',label_col,label_delim is not None):
-            for vs in (_cell(df, c) for c in L(cols)):
-                i = first(L(list(vs)).argwhere(lambda o: _blank(o) or not (may or str(o).strip())))
-                if i is not None: raise ValueError(f'{where(i)} has no {k}.')
-        if valid_col is not None:
-            vs = L(list(_cell(df, valid_col)))
-            flags = vs.map(ColSplitter().flag)
-            if None in flags: raise ValueError(f'{where(i := flags.index(None))} has {vs[i]!r} for whether it validates: '
-                "write True or False, 1 or 0, 'yes' or 'no', 'valid' or 'train'.")
-            kwargs['splits'] = [flags.argwhere(eq(k)) for k in (False,True)]
+        check_cells(df, fn_col, 'file', where)
+        check_cells(df, label_col, 'label', where, empty=label_delim is not None)
+        if valid_col is not None: kwargs['splitter'] = ColSplitter(valid_col, where=where)
         if not hasattr(df, 'iloc'): df = [dict(zip(df, o)) for o in zip(*df.values())]
         several = label_delim is not None or is_listy(label_col) and len(label_col)>1
         return cls.from_path_func(path, df, ColReader(label_col, label_delim=label_delim), valid_pct, seed, *args,
@@ -397,8 +367,8 @@ class ImageDataLoaders(DataLoaders):
     @classmethod
     def from_csv(cls, path, csv_fname='labels.csv', header='infer', delimiter=',', **kwargs):
         "From a `csv` file in `path`; `header` is the row of the columns' names, or `None`; the rest as in `from_df`"
-        lines,table = _read_csv(Path(path)/csv_fname, 0 if header=='infer' else header, delimiter or ',')
-        return cls.from_df(table, path, where=lambda i: f'{Path(path)/csv_fname}, line {lines[i]}', **kwargs)
+        df,lines = read_csv(Path(path)/csv_fname, 0 if header=='infer' else header, delimiter or ',')
+        return cls.from_df(df, path, where=lambda i: f'{Path(path)/csv_fname}, line {lines[i]}', **kwargs)
 
 class SegmentationDataLoaders(DataLoaders):
     "`DataLoaders` of pictures and masks"
