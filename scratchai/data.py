@@ -145,7 +145,8 @@ class DataLoaders:
             if batch_tfms is not None: o.after_batch = self._tfms
             if vocab is not None: vars(o)['vocab'] = vocab
         self.vocab,self.loss_func = ifnone(vocab, self._told('vocab')),ifnone(loss_func, self._told('loss_func'))
-        self.n_inp,self._c = ifnone(self._told('n_inp'), 1),ifnone(self._told('c'), len(self.vocab or ()))
+        self.n_inp = self._told('n_inp') # parts of a batch that are input; `None`: all but the last
+        self._c = ifnone(self._told('c'), len(self.vocab or ()))
         self.to(device or first(o.device for o in self._ours if o.device) or default_device())
     def __getitem__(self, i): return self.loaders[i]
     def __len__(self): return len(self.loaders)

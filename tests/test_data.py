@@ -82,7 +82,7 @@ def test_normalize_measures(fns):
 # DataLoaders
 def test_any_iterables_of_batches():
     dls = DataLoaders([(torch.ones(2,1), torch.ones(2))], [], path='x', loss_func=noop, vocab=['a'])
-    assert (dls.one_batch()[0].shape, dls.path, dls.loss_func, dls.c, len(dls), dls.n_inp) == ((2,1), Path('x'), noop, 1, 2, 1)
+    assert (dls.one_batch()[0].shape, dls.path, dls.loss_func, dls.c, len(dls), dls.n_inp) == ((2,1), Path('x'), noop, 1, 2, None)
     assert repr(dls) == f'DataLoaders: 1 and 0 batches, 1 classes, on {dls.device}'
     assert repr(DataLoaders(iter([]), [], device='cpu')) == 'DataLoaders: ? and 0 batches, on cpu'
     assert (dls.bs, DataLoaders([]).vocab, DataLoaders([]).loss_func) == (None, None, None)
