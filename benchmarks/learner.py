@@ -55,7 +55,7 @@ def row(name, ts):
 
 def main():
     set_seed(42)
-    line = Data(**synth_dls(n_trn=200, n_val=0).__dict__)
+    line = Data(*synth_dls(n_trn=200, n_val=0))
     ims = [(torch.randn(128,3,64,64), torch.randint(10, (128,))) for _ in range(8)]
     rows = [['model', 'bare loop', 'our learner adds', "fastai's learner adds to its own", 'a second bare loop adds'],
         row('`a*x + b`, batch of 16 points', costs(line, RegModel(), mse, MSELossFlat(), 1, 40)),

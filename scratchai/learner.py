@@ -8,7 +8,7 @@ __all__ = ['event', 'RegModel', 'synth_dls', 'CancelFitException', 'CancelEpochE
            'sort_by_run', 'Caller', 'trainable_params', 'norm_bias_params', 'Learner', 'TrainEvalCallback',
            'synth_learner']
 
-# %% ../nbs/08_learner.ipynb #a289da1c
+# %% ../nbs/08_learner.ipynb #2dc13524
 import warnings
 from contextlib import ExitStack,contextmanager
 from pathlib import Path
@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from fastcore.all import *
 from .core import *
+from .data import DataLoaders
 from .module import Module,Parameter,check_parts
 from .losses import cross_entropy,mse
 from .optimizer import Adam,SGD
 from .optimizers import * # how an optimizer is saved
 
-# %% ../nbs/08_learner.ipynb #e0680045
+# %% ../nbs/08_learner.ipynb #12b36f8f
 class RegModel(Module):
     "`a*x + b`"
     def __init__(self): self.a,self.b = Parameter(torch.randn(1)),Parameter(torch.randn(1))
@@ -33,11 +34,11 @@ def synth_dls(
     bs:int=16, # Points in a batch
     n_trn:int=10, # Batches to train on
     n_val:int=2, # Batches to validate on
-)->NS: # Has `train` and `valid`: lists of pairs `(x, y)`, each `(bs, 1)`
+)->DataLoaders: # On the CPU: lists of pairs `(x, y)`, each `(bs, 1)`
     "Points near the line `a*x + b`"
     def _batch(x): return x,a*x + b + 0.1*torch.randn(bs, 1)
     train,valid = [[_batch(torch.randn(bs, 1)) for _ in range(n)] for n in (n_trn,n_val)]
-    return NS(train=train, valid=valid)
+    return DataLoaders(train, valid, device='cpu')
 
 # %% ../nbs/08_learner.ipynb #9e80088e
 event = NS(**{o:o for o in '''after_create before_fit before_epoch before_train before_batch after_pred after_loss

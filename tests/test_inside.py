@@ -201,7 +201,7 @@ class SlowData(list):
 
 def slow():
     learn = quick()
-    learn.dls.train = SlowData(learn.dls.train)
+    learn.dls.loaders[0] = SlowData(learn.dls.train)
     cb = Callback(after_pred=lambda self: time.sleep(0.003), before_backward=lambda self: time.sleep(0.002))
     cb.order = -50
     return learn,cb

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest,torch,torch.nn as nn,torch.nn.functional as F
 from fastcore.all import L,NS,noop,partial
 from scratchai.core import *
+from scratchai.data import DataLoaders
 from scratchai.layers import *
 from scratchai.learner import *
 from scratchai.losses import *
@@ -326,11 +327,12 @@ def test_loss_path_and_device_of_the_data():
         def after_pred(self):
             seen.append((self.pred.device.type, self.x.device.type, self.y.device.type))
             raise CancelFitException
-    learner(Stop, model=far).fit(1)
+    learner(Stop, model=far, data=NS(train=dls.train, valid=[])).fit(1)
     assert seen==[('meta',)*3]
 
 def test_our_problem():
     dls = synth_dls()
+    assert isinstance(dls, DataLoaders) and dls.device==torch.device('cpu') and dls.one_batch() is dls.train[0]
     assert (len(dls.train), len(dls.valid), dls.train[0][0].shape)==(10,2,(16,1))
     x,y = synth_dls(a=5., b=-1., bs=4000, n_trn=1, n_val=3).train[0]
     assert abs((x*y).mean()-5)<.5 and abs(y.mean()+1)<.5

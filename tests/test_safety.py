@@ -107,7 +107,7 @@ class Data(list):
             if i==3: press()
             yield b
 learn = synth_learner(cbs=Count)
-learn.dls.train = Data(learn.dls.train)
+learn.dls.loaders[0] = Data(learn.dls.train)
 with suppress(KeyboardInterrupt): learn.fit(3)
 print((learn.count.seen, learn.busy, handler_is_back()))
 t = threading.Thread(target=learn.fit, args=(0,))
@@ -121,7 +121,7 @@ def inner(self):
 try: one.fit(1, cbs=Callback(after_pred=inner))
 except KeyboardInterrupt: print((one.count.seen, one.busy, two.busy, handler_is_back()))
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-learn.dls.train = list(learn.dls.train)
+learn.dls.loaders[0] = list(learn.dls.train)
 learn.fit(1, cbs=Callback(after_loss=press))
 print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
 ''')==[(3,False,True), True, True, (13,False,False,True), True]
