@@ -124,7 +124,7 @@ def show_item(o, # A tuple, or one of its parts
     for p in o: ctx = show_item(p, ctx, **kwargs)
     return ctx
 
-# %% ../nbs/11_transform.ipynb #8b222aa8
+# %% ../nbs/11_transform.ipynb #4f7f82e7
 class PILBase(Image.Image):
     "A Pillow picture of which the header is read at once, and the pixels when they are asked for"
     _mode,_file,_tensor_cls,_show_args = 'RGB',None,TensorImage,{}
@@ -135,18 +135,19 @@ class PILBase(Image.Image):
     ): # A picture of this class
         "Open a picture"
         if type(src) is cls and not kwargs: return src
-        res,(im,where) = cls(),_opened(src)
-        res._file,res._where,res.info,res._mode = im,where,im.info,cls._mode
-        turned = im.getexif().get(0x112) in (5,6,7,8) if 'exif' in im.info or im.format!='PNG' else False
-        res._size = im.size[::-1] if turned else im.size
-        vars(res).update(kwargs)
+        (im,where),res = _opened(src),cls()
+        res._where = where
+        res._file,res.info,res._mode,res._size = im,im.info,cls._mode,im.size
+        if _notes(im) and im.getexif().get(0x112) in (5,6,7,8): res._size = im.size[::-1]
+        if kwargs: vars(res).update(kwargs)
         return res
     def load(self):
         if (im := self._file) is None: return super().load()
         self._file = None
         try:
             im.load()
-            with suppress(Exception): ImageOps.exif_transpose(im, in_place=True) # a note that cannot be read says nothing
+            if _notes(im):
+                with suppress(Exception): ImageOps.exif_transpose(im, in_place=True) # unreadable, it says nothing
             res = self._converted(im)
         except OSError as e: raise OSError(f'{self._where} cannot be decoded: {e}') from e
         self.im,self._size = res.im,res.size
@@ -182,16 +183,19 @@ class PILMask(PILBase):
         if x.ndim==2 and x.min()>=0 and x.max()<256: return Image.fromarray(x.astype(np.uint8))
         raise OSError(f'a mask has whole numbers from 0 to 255, one a pixel; this is a picture of mode {im.mode}')
 
-# %% ../nbs/11_transform.ipynb #39072017
+# %% ../nbs/11_transform.ipynb #c602ab48
 def _opened(src):
     "`src` as a Pillow image that may not be decoded yet, and its name in messages"
     if isinstance(src, Image.Image): return src.copy(),repr(src)
-    where = f'a picture of {len(src)} bytes' if isinstance(src, (bytes,bytearray)) else str(src)
     if isinstance(src, (Tensor,np.ndarray)): return _from_array(np.asarray(to_cpu(src))),'an array'
-    if isinstance(src, (str,os.PathLike)): src = Path(src).read_bytes()
-    if isinstance(src, (bytes,bytearray)): src = io.BytesIO(src)
-    try: return Image.open(src),where
+    where = 'a picture in bytes' if isinstance(src, (bytes,bytearray)) else src
+    if isinstance(src, (str,Path)):
+        with open(src, 'rb', buffering=0) as f: src = f.readall()
+    try: return Image.open(io.BytesIO(src) if isinstance(src, (bytes,bytearray)) else src),where
     except UnidentifiedImageError as e: raise UnidentifiedImageError(f'{where} is no picture that can be read.') from e
+
+def _notes(im): return not im.info.keys().isdisjoint(_with_turn) or hasattr(im, 'tag_v2') # may it say how it is turned?
+_with_turn = {'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}
 
 def _from_array(x):
     "A Pillow image from bytes, or from numbers between 0 and 1"
@@ -201,8 +205,12 @@ def _from_array(x):
 
 def image2tensor(img:Image.Image)->Tensor: # Bytes `(c, h, w)`; in memory, the channels are last
     "A picture's pixels, without a change of their order"
-    x = torch.from_numpy(np.array(img))
-    return x[None] if x.ndim==2 else x.permute(2,0,1)
+    x = np.frombuffer(bytearray(img.tobytes()), np.uint8) if img.mode in ('RGB','L') else np.array(img)
+    return torch.from_numpy(x.reshape(*img.shape, -1).transpose(2,0,1))
+
+# %% ../nbs/11_transform.ipynb #487f1438
+for o in (PILBase.create.__func__, parent_label, RegexLabeller, FolderLabeller):
+    o.random,o.names = False,True # as a transform it draws nothing, and does not mind a path as text
 
 # %% ../nbs/11_transform.ipynb #891033a8
 @patch(as_prop=True)
@@ -226,13 +234,15 @@ def resize_max(x:Image.Image, resample=Image.BILINEAR, max_px=None, max_h=None, 
     by = min(1, (max_px/x.n_px)**.5 if max_px else 1, max_h/h if max_h else 1, max_w/w if max_w else 1)
     return x.reshape(round(h*by), round(w*by), resample)
 
-# %% ../nbs/11_transform.ipynb #7674ae24
+# %% ../nbs/11_transform.ipynb #12a9e2cc
 def _kinds(ann):
     "The classes that an annotation names"
     if get_origin(ann) in (Union,UnionType): ann = get_args(ann)
     if isinstance(ann, tuple): return [k for o in ann for k in _kinds(o)]
     ann = type(None) if ann is None else get_origin(ann) or ann
     return [ann if isinstance(ann, type) and ann is not inspect.Parameter.empty else object]
+
+def _same(self, x): return x
 
 class _Overloads:
     "Functions of one name, of which the class of the argument chooses one"
@@ -242,9 +252,11 @@ class _Overloads:
     ): self.groups,self.at,self.found = groups,at,{}
     def __get__(self, obj, cls=None): return self if obj is None else MethodType(self, obj)
     def __call__(self, *args):
-        x = args[self.at]
+        x = args[-1]
         f,typ = self.found.get(type(x)) or self.find(type(x))
-        return x if f is None else retain_type(f(*args), x, typ)
+        if f is _same: return x
+        res = f(*args)
+        return retain_type(res, x, typ) if type(res) in (Tensor,Image.Image) else res
     def find(self, t):
         "The function for an argument of class `t`, and the class of its result if that is annotated"
         def far(k): return t.__mro__.index(k) if k in t.__mro__ else len(t.__mro__)-1.5
@@ -252,7 +264,7 @@ class _Overloads:
             fits = [(min(map(far, ks)),-i,f,typ) for i,f in enumerate(fs) for kinds,typ in [self.hints(f)]
                     if (ks := [k for k in kinds if issubclass(t, k)])]
             if fits: return self.found.setdefault(t, min(fits, key=itemgetter(0,1))[2:])
-        return self.found.setdefault(t, (None,None))
+        return self.found.setdefault(t, (_same,None))
     def hints(self, f):
         "Classes of the argument, and the class of the result, or `None`"
         try: sig = inspect.signature(f, eval_str=True)
@@ -275,12 +287,13 @@ class _TfmMeta(type):
         res = super().__new__(cls, name, bases, dict(ns))
         for k in _verbs:
             if k in ns: setattr(res, k, _Overloads([ns[k], *getattr(getattr(super(res, res), k, None), 'groups', [])]))
+        res._verbs = {k: getattr(res, k) for k in _verbs}
         return res
 
-# %% ../nbs/11_transform.ipynb #9501f1f9
+# %% ../nbs/11_transform.ipynb #dc54b8a5
 class Transform(metaclass=_TfmMeta):
     "A function that may be undone, and runs only on what its annotation names; a tuple goes through part by part"
-    order,split_idx,random,_whole = 0,None,True,False
+    order,split_idx,random,names,_whole = 0,None,True,False,False
     def __init__(self,
         enc=None, # The function
         dec=None, # What undoes it; `None`: nothing
@@ -288,27 +301,37 @@ class Transform(metaclass=_TfmMeta):
         order:int|None=None, # Where a pipeline puts it: the smaller, the earlier
     ):
         if enc is not None:
-            self.encodes,self._name,self.random = _Overloads([[enc]], 0),_named(enc),getattr(enc, 'random', True)
+            self._name,self.random,self.names = _named(enc),getattr(enc, 'random', True),getattr(enc, 'names', False)
             split_idx,order = ifnone(split_idx, getattr(enc, 'split_idx', None)),ifnone(order, getattr(enc, 'order', None))
-        if dec is not None: self.decodes = _Overloads([[dec]], 0)
+        own = {k: _Overloads([[f]], 0) for k,f in dict(encodes=enc, decodes=dec).items() if f is not None}
+        vars(self).update(own, _verbs={**self._verbs, **own})
         if split_idx is not None: self.split_idx = split_idx
         if order is not None: self.order = order
     name = property(lambda self: getattr(self, '_name', type(self).__name__))
     def __repr__(self): return self.name
-    def __call__(self, x, split_idx=None, **kwargs): return self._do(self.encodes, x, split_idx)
-    def decode(self, x, split_idx=None, **kwargs): return self._do(self.decodes, x, split_idx)
+    def __call__(self,
+        x, # Anything; of a tuple, each part
+        split_idx:int|None=None, # The split that `x` is from
+        verb:str='encodes', # The functions to choose from
+    ): # What the chosen function returns, in the class of `x` if it is a plain tensor; `x` if there is none
+        "Transform `x`, where this transform applies"
+        if self.split_idx is not None and self.split_idx!=split_idx: return x
+        fs = self._verbs[verb]
+        if isinstance(x, tuple):
+            go = partial(Transform.__call__, self, split_idx=split_idx, verb=verb)
+            return _retuple(fs(self, x) if self._whole else tuple(map(go, x)), x)
+        f,typ = fs.found.get(type(x)) or fs.find(type(x))
+        if f is _same: return x
+        res = f(self, x) if fs.at else f(x)
+        return retain_type(res, x, typ) if type(res) in (Tensor,Image.Image) else res
+    def decode(self, x, split_idx=None): return Transform.__call__(self, x, split_idx, 'decodes')
     def setup(self,
         items=None, # The items, as they come to this transform; or a loader
         train_setup:bool=False, # Look at the training items only?
     ):
         "Learn what there is to know from the items"
-        if len(type(self).setups.groups)>1: self.setups(getattr(items, 'train', items) if train_setup else items)
-    def _do(self, f, x, split_idx):
-        if self.split_idx not in (None,split_idx): return x
-        if not isinstance(x, tuple): return f(x)
-        return _retuple(f(x) if self._whole else tuple([self._do(f, o, split_idx) for o in x]), x)
-    def encodes(self, x): return x
-    def decodes(self, x): return x
+        if len(self._verbs['setups'].groups)>1: self.setups(getattr(items, 'train', items) if train_setup else items)
+    encodes = decodes = _same
     def setups(self, items): pass
 
 class ItemTransform(Transform):
@@ -328,10 +351,10 @@ def _named(f):
 
 def _retuple(new, old):
     "The tuple `new` in the class of `old`"
-    if type(new) is not tuple or type(old) is tuple: return new
+    if type(old) is tuple or type(new) is not tuple or not isinstance(old, tuple): return new
     return type(old)(*new) if hasattr(old, '_fields') else type(old)(new)
 
-# %% ../nbs/11_transform.ipynb #4a4e0754
+# %% ../nbs/11_transform.ipynb #740d098a
 class TransformError(RuntimeError):
     "A transform that failed"
     def __init__(self, tfm:str, kind:str, cause:str, item=None):
@@ -380,8 +403,8 @@ class Pipeline:
         return any(r=='train' and split_idx!=1 or r is True for r in fs.map(lambda f: getattr(f, 'random', True)))
     def __call__(self, o, split_idx:int|None=None):
         split_idx = self.split_idx if split_idx is None else split_idx
-        for f in self.fs:
-            try: o = _run(f, o, split_idx)
+        for f in self.fs.items: # not the `L`, to be quick
+            try: o = f(o, split_idx=split_idx) if isinstance(f, Transform) else _run(f, o, split_idx)
             except TransformError: raise
             except Exception as e: raise TransformError(getattr(f, 'name', None) or type(f).__name__, _kind(o), f'{type(e).__name__}: {e}') from e
         return o
@@ -408,12 +431,12 @@ class Pipeline:
     def __iter__(self): return iter(self.fs)
     def __repr__(self): return f"Pipeline: {' -> '.join(map(str, self.fs))}"
 
-# %% ../nbs/11_transform.ipynb #7291a831
+# %% ../nbs/11_transform.ipynb #9731ab4a
 class ToTensor(Transform):
     "Pictures to tensors of their bytes"
     order,random = 5,False
-    def encodes(self, o:PILBase): return o._tensor_cls(image2tensor(o))
-    def encodes(self, o:PILMask): return o._tensor_cls(image2tensor(o)[0])
+    def encodes(self, o:PILBase): return image2tensor(o).as_subclass(o._tensor_cls)
+    def encodes(self, o:PILMask): return image2tensor(o)[0].as_subclass(o._tensor_cls)
 
 class IntToFloatTensor(DisplayedTransform):
     "Bytes to numbers from 0 to 1; those of a mask to whole numbers"
@@ -426,7 +449,7 @@ class IntToFloatTensor(DisplayedTransform):
     def encodes(self, o:TensorMask): return (o//self.div_mask).long()
     def decodes(self, o:TensorImage): return o.clamp(0., 1.) if self.div else o
 
-# %% ../nbs/11_transform.ipynb #48a91635
+# %% ../nbs/11_transform.ipynb #f8b915fa
 class CategoryMap(L):
     "The classes, and the number of each"
     def __init__(self,
@@ -437,7 +460,7 @@ class CategoryMap(L):
     ):
         if hasattr(col, 'cat'): col = L(col.cat.remove_unused_categories().cat.categories if strict else col.cat.categories)
         else:
-            col = L(o for o in L(col, use_list=True).unique() if o==o)
+            col = L(o for o in L(col.tolist() if hasattr(col, 'tolist') else col, use_list=True).unique() if o==o)
             try: col = col.sorted() if sort else col
             except TypeError as e: raise TypeError(f'Labels of several types have no order ({e}): use `sort=False`.') from e
         super().__init__(['#na#']*add_na + list(col))
@@ -462,10 +485,10 @@ class Categorize(DisplayedTransform):
     def encodes(self, o):
         i = self.vocab.o2i.get(o, 0 if self.add_na else None)
         if i is None: raise ValueError(f'The label {o!r} is not among the classes: {self.vocab}.')
-        return TensorCategory(i)
+        return torch.as_tensor(i).as_subclass(TensorCategory)
     def decodes(self, o): return Category(self.vocab[int(o)])
 
-# %% ../nbs/11_transform.ipynb #85dfc804
+# %% ../nbs/11_transform.ipynb #b2526001
 def _packed(items):
     "Paths as `PackedPaths`, a frame as it is, and anything else as a list"
     if isinstance(items, (PackedPaths,TfmdLists)) or hasattr(items, 'iloc'): return items
@@ -474,7 +497,7 @@ def _packed(items):
 
 def _pick(items, idxs):
     "The items at `idxs`, one number or several"
-    if is_indexer(idxs): return (items.iloc if hasattr(items, 'iloc') else items)[idxs]
+    if type(idxs) is int or is_indexer(idxs): return (items.iloc if hasattr(items, 'iloc') else items)[idxs]
     if hasattr(items, 'iloc'): return items.iloc[list(idxs)]
     if isinstance(items, PackedPaths): return PackedPaths(map(items.name, idxs))
     return L(items[i] for i in idxs)
@@ -524,7 +547,7 @@ class FilteredBase:
                for i in range(1, self.n_subsets)]
         return DataLoaders(dl, *new, path=path, device=device)
 
-# %% ../nbs/11_transform.ipynb #04ee96ac
+# %% ../nbs/11_transform.ipynb #a11f7487
 class TfmdLists(FilteredBase):
     "Items that go through a pipeline when they are asked for"
     def __init__(self,
@@ -580,16 +603,17 @@ class Datasets(FilteredBase):
         self.tls,self._dl_type = L(tls),dl_type
         self.n_inp = ifnone(n_inp, max(1, len(self.tls)-1))
         self._same = all(o.items is self.items for o in self.tls)
+        self._names = isinstance(self.items, PackedPaths) and all(o.tfms and o.tfms[0].names for o in self.tls)
     items = property(lambda self: self.tls[0].items)
     splits = property(lambda self: self.tls[0].splits)
     split_idx = property(lambda self: self.tls[0].split_idx)
     random = property(lambda self: any(o.random for o in self.tls))
     def __len__(self): return len(self.tls[0])
     def __getitem__(self, i):
-        if not is_indexer(i): return self._many(i)
+        if not (type(i) is int or is_indexer(i)): return self._many(i)
         if not self._same: return tuple([o[i] for o in self.tls])
-        x = _pick(self.items, i)
-        try: return tuple([o.tfms(x) for o in self.tls])
+        x = self.items.name(i) if self._names else _pick(self.items, i)
+        try: return tuple([o.tfms(x) for o in self.tls.items])
         except TransformError as e: raise e if e.item else TransformError(*e.args[:3], self._where(i)) from e.__cause__
     def _from(self, tls): return type(self)(tls=tls, n_inp=self.n_inp, dl_type=self._dl_type)
     def subset(self, i:int):
@@ -637,7 +661,12 @@ def _batched(before, collate_fn, items):
     try: res = collate_fn(items)
     except RuntimeError as e:
         raise RuntimeError(f'{e}. A batch takes pictures of one size: give `item_tfms=Resize(...)`') from e
-    return _retuple(res, items[0])
+    return _reclass(res, items[0])
+
+def _reclass(new, old):
+    "`new`, its tuples of the classes that they have in `old`"
+    if not (isinstance(new, tuple) and isinstance(old, tuple)): return new
+    return _retuple(tuple(map(_reclass, new, old)), old)
 
 def _part(b, i): # `b[i]` of every tensor in a nest of tuples
     return _retuple(tuple(_part(o, i) for o in b), b) if isinstance(b, tuple) else b[i]
