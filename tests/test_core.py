@@ -178,11 +178,8 @@ def test_write_whole(tmp_path):
     write_whole(f, lambda p: p.write_text('second'))
     assert f.read_text()=='second' and os.listdir(f.parent)==['w.txt']
 
-def test_types_and_arrays_of_a_nest():
-    b = dict(x=[torch.ones(2, requires_grad=True), torch.ones(2).bfloat16()], y=torch.tensor([1]), name='a')
-    assert [to_half(b)['x'][i].dtype for i in (0,1)]==[torch.float16]*2 and to_float(b)['x'][1].dtype==torch.float32
-    for f in (to_half, to_float): assert f(b)['y'].dtype==torch.int64 and f(b)['name']=='a'
-    res = to_np(b)
+def test_arrays_of_a_nest():
+    res = to_np(dict(x=[torch.ones(2, requires_grad=True), torch.ones(2).bfloat16()], y=torch.tensor([1]), name='a'))
     assert isinstance(res['x'][0], np.ndarray) and res['x'][1].dtype==np.float32 and res['y'].tolist()==[1] and res['name']=='a'
 
 def test_find_device():
