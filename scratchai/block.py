@@ -59,24 +59,26 @@ def _merge(*tfms):
     def kind(o): return type(o) if isinstance(o, (Transform,Normalize)) and type(o) is not Transform else id(o)
     return L({kind(o): o for o in L(map(L, tfms)).concat().map(_own)}.values())
 
-# %% ../nbs/12_block.ipynb #97d1b1e6
+# %% ../nbs/12_block.ipynb #544c0369
 def _brief(o):
     "`o` in a few words: its class and shape, or what it is if that is short"
     if isinstance(o, tuple): return f"({', '.join(map(_brief, o))})"
     if isinstance(o, Tensor) and o.numel()<5: return f'{type(o).__name__}({o.tolist()})'
-    if hasattr(o, 'shape'): return f"{type(o).__name__} {'x'.join(map(str, o.shape))}"
-    text = printable(o if isinstance(o, Path) else repr(o))
-    return text if len(text)<60 else f'…{text[-59:]}' if isinstance(o, Path) else f'{text[:59]}…'
+    if hasattr(o, 'shape'):
+        return ' '.join([type(o).__name__, 'x'.join(map(str, o.shape)), *str(getattr(o, 'dtype', '')).split('.')[1:]])
+    if isinstance(o, Path): return printable('/'.join(('…',*o.parts)[max(-4, -1-len(o.parts)):]))
+    return truncstr(printable(repr(o)), 60, suf='…')
 
-def _walk(title, fs, o):
-    "Run `o` through the transforms `fs`, and print what comes out of each"
+def _walk(title, fs, o, where='0'):
+    "Run `o`, of item `where`, through the transforms `fs`, and print what comes out of each"
     print(f'{title:22}{_brief(o)}')
     for f in fs:
         print(f"  {getattr(f, 'name', type(f).__name__):20}", end='', flush=True)
-        print(_brief(o := Pipeline([f], 0)(o)))
+        try: print(_brief(o := Pipeline([f], 0)(o)))
+        except TransformError as e: raise TransformError(*e.args[:3], where) from e.__cause__
     return o
 
-# %% ../nbs/12_block.ipynb #0bfe0b88
+# %% ../nbs/12_block.ipynb #405b33d6
 class DataBlock:
     "Which items there are, what of them is input and target, and which validate: all that `DataLoaders` need"
     def __init__(self,
@@ -142,9 +144,11 @@ class DataBlock:
         fs = [[] if g is noop else list(g) if isinstance(g, Pipeline) else [g] for g in self.getters]
         if isinstance(_pick(items, 0), tuple): fs = [[ItemTransform(o) for o in f[:1]]+f[1:] for f in fs]
         tfms = [f+list(b.type_tfms.map(_own)) for f,b in zip(fs, self.blocks)]
+        for f in L(tfms).concat().filter(risinstance(AddMaskCodes)):
+            f.div = max(getattr(o, 'div_mask', 1) for o in self.batch_tfms)
         res = Datasets(items, tfms, splits=splits, n_inp=self.n_inp, dl_type=self.dl_type)
-        for tl in res.tls:
-            if any(isinstance(f, Categorize) for f in tl.tfms): list(tl)
+        for tl in res.tls.filter(lambda o: o.tfms.fs.filter(risinstance(Categorize))):
+            for i in L(splits).concat(): tl[i]
         return res
     def dataloaders(self, source,
         path='.', # Where a learner puts its files
@@ -162,10 +166,11 @@ class DataBlock:
         show_batch:bool=False, # Show it too?
         **kwargs # Passed on to `show_batch`
     ):
-        "Print what happens to an item and to a batch, step by step; before an error, the last line names the step"
+        "Print what happens to an item and to a batch, step by step; an error is raised below the step that failed"
         train = self.datasets(source, verbose=True).train
-        parts = [_walk('Input' if i<self.n_inp else 'Target', tl.tfms, _pick(train.items, 0)) for i,tl in enumerate(train.tls)]
-        _walk('Item', Pipeline(self.item_tfms.map(_own)), tuple(parts))
+        o,where = _pick(train.items, 0),train._where(0)
+        parts = [_walk('Target' if i>=self.n_inp else 'Input', tl.tfms, o, where) for i,tl in enumerate(train.tls)]
+        _walk('Item', Pipeline(self.item_tfms.map(_own)), tuple(parts), where)
         dl = self.dataloaders(source, bs=bs, shuffle=False, drop_last=False, num_workers=0).train
         _walk('Batch', dl.after_batch, dl.new(after_batch=None).one_batch())
         if show_batch: dl.show_batch(**kwargs)
@@ -209,18 +214,22 @@ def MultiCategoryBlock(
     tfms = EncodedMultiCategorize(vocab) if encoded else [MultiCategorize(vocab, add_na), OneHotEncode]
     return TransformBlock(type_tfms=tfms)
 
-# %% ../nbs/12_block.ipynb #90e20868
+# %% ../nbs/12_block.ipynb #7c9922b1
 class RegressionSetup(Transform):
     "Numbers to `float32`; what is a tensor stays as it is"
     loss_func,random = MSELossFlat(),False
     def __init__(self, c:int|None=None): # How many numbers; `None`: as many as the first item has
         self.c = c
     def setups(self, items):
-        if self.c is None: self.c = self.encodes(items[0]).numel()
+        if self.c is None: self.c = tensor(items[0]).numel()
     def encodes(self, o):
         res = o if isinstance(o, Tensor) else tensor(o).float()
         if res.isnan().any(): raise ValueError(f'{o!r} is no number to learn.')
         return res
+    def decodes(self, o):
+        if type(o) is not Tensor or o.ndim>1: return o
+        ns = L(float(str(v)) for v in o.cpu().float().view(-1).numpy()) # 0.1, and not 0.10000000149
+        return ns if o.ndim else ns[0]
 
 class PointScaler(ItemTransform):
     "Points from pixels to -1…1 across the first picture of their item, and back"
@@ -249,8 +258,11 @@ class AddMaskCodes(Transform):
         codes=None, # The names of the codes 0, 1, 2 …
         values=None, # The value in the file for each code; `None`: the code itself
     ):
-        self.codes,self.values = L(codes),values
-        if codes is not None: self.vocab,self.c = CategoryMap(codes, sort=False),len(codes)
+        codes = ifnone(codes, values)
+        self.codes,self.values = L() if codes is None else _listed(codes),values
+        if values is not None and len(values)!=len(self.codes):
+            raise ValueError(f'There are {len(self.codes)} codes {self.codes}, and {len(values)} `values`: give one for each.')
+        if codes is not None: self.vocab,self.c = CategoryMap(self.codes, sort=False),len(self.codes)
     def encodes(self, o:PILMask):
         n,res = len(self.codes) or 255,o
         if self.values is not None:
@@ -378,7 +390,7 @@ class SegmentationDataLoaders(DataLoaders):
         return ImageDataLoaders.from_path_func(path, fnames, label_func, valid_pct, seed, *args, y_block=MaskBlock(codes, values),
             **kwargs)
 
-# %% ../nbs/12_block.ipynb #1545e4f2
+# %% ../nbs/12_block.ipynb #19443879
 class CachedItems(Cached, TfmdItems):
     "The items of a loader, their pictures decoded once"
     fns=tfm = None # what `Cached` asks for; nothing happens to a picture behind the cache
@@ -392,15 +404,17 @@ class CachedItems(Cached, TfmdItems):
         item = self._made(0)
         if not isinstance(item[0], TensorImage) or any(isinstance(o, (TensorImage,TensorMask,TensorPoint)) for o in item[1:]):
             raise ValueError(f'`cache=` keeps one picture an item, and its labels, not {_brief(item)}.')
-        self.cls,self.fns,self.y = type(item[0]),self._files(),list(zip(*ds.tls[1:]))
+        self.cls,self.y = type(item[0]),list(zip(*ds.tls[1:]))
+        self._find_files(list(ds.tls[0].tfms))
         self.begin_cache(cache, item[0].permute(1,2,0).shape)
     def _made(self, i): return TfmdItems.__getitem__(self, i)
-    def _files(self):
-        "The file of each picture: what the first step that gives no path is given"
-        fs,o,n = list(self.ds.tls[0].tfms),_pick(self.ds.items, 0),0
+    def _find_files(self, fs):
+        "The file of each picture is what the first step that gives no path is given"
+        o,n = _pick(self.ds.items, 0),0
         while isinstance(nxt := fs[n](o), (str,Path)) or not isinstance(o, (str,Path)): o,n = nxt,n+1
-        return [compose(*fs[:n])(_pick(self.ds.items, i)) for i in range(len(self))] if n else self.ds.items
-    def _how(self): return self.cls.__name__,str(self.ds.tls[0].tfms),str(self.after_item)
+        self.fns = [compose(*fs[:n])(_pick(self.ds.items, i)) for i in range(len(self))] if n else self.ds.items
+        self.opening = fs[n:]
+    def _how(self): return self.cls.__name__,str(self.opening),str(self.after_item)
     def decode(self, i):
         keep = lambda i: self._stat(i)==tuple(self.stats[i])
         return self.cache.get(range(len(self))[i], lambda i: self._made(i)[0].permute(1,2,0).as_subclass(Tensor), keep)

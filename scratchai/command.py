@@ -12,11 +12,13 @@ import itertools,math,os,sys
 # %% ../nbs/37_command.ipynb #6c655d5e
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
-# %% ../nbs/37_command.ipynb #7bd3f7d2
+# %% ../nbs/37_command.ipynb #7612ad9b
 from contextlib import contextmanager,nullcontext,redirect_stdout,suppress
 from fastcore.all import *
 from .core import *
 from .data import *
+from .transform import TransformError
+from .block import *
 from .layers import simple_cnn
 from .losses import accuracy
 from .learner import *
@@ -38,10 +40,10 @@ def check_args(
         if v is not None and v<least: raise UsageError(f"--{name} is {v}, and must be at least {least}.")
     if not (math.isfinite(lr) and lr>0): raise UsageError(f"--lr is {lr}, and must be a number above 0, such as 0.01.")
 
-# %% ../nbs/37_command.ipynb #efd1a716
+# %% ../nbs/37_command.ipynb #23080a6c
 def class_roots(path)->tuple: # A folder
-    "The folders whose folders are its classes: `train` and `val`, or `train`, or `path` itself"
-    train,valid = Path(path)/'train',first([Path(path)/'val', Path(path)/'valid'], Path.is_dir)
+    "The folders whose folders are its classes: `train` and `valid` or `val`, or `train`, or `path` itself"
+    train,valid = Path(path)/'train',first([Path(path)/'valid', Path(path)/'val'], Path.is_dir)
     if valid: return train,valid
     return (train,) if any(o.is_dir() for o in train.glob('*')) else (Path(path),)
 
@@ -123,13 +125,14 @@ def cli_errors(func): # The function that is the command
         print(f"{func.__name__.replace('_', '-')}: {text}", file=sys.stderr)
         sys.exit(130 if isinstance(e, KeyboardInterrupt) else 2 if isinstance(e, UsageError) else 1)
 
-# %% ../nbs/37_command.ipynb #eb5d3953
+# %% ../nbs/37_command.ipynb #a80414b4
 def _learner(path, what, arch, seed, out, **kwargs):
     set_seed(seed)
     alone = len(class_roots(path))<2
     if alone: what += ', of which a random fifth validates'
-    try: dls = ImageDataLoaders.from_folder(path, valid_pct=0.2 if alone else None, seed=seed, **kwargs)
-    except ValueError as e: raise UsageError(e) from e
+    norm = Normalize.from_stats(*imagenet_stats)
+    try: dls = ImageDataLoaders.from_folder(path, valid_pct=0.2 if alone else None, seed=seed, batch_tfms=norm, **kwargs)
+    except (ValueError,TransformError) as e: raise UsageError(e) from e
     n,home = [len(o) for o in (dls.train_ds,dls.valid_ds)],Path.home()
     where = printable(Path('~')/path.relative_to(home) if path.is_relative_to(home) else path)
     print(f'Data: {what}, {n[0]:,} training and {n[1]:,} validation pictures of {dls.c} classes, in {where}')

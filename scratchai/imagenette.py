@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['best_data', 'words', 'valid_preds', 'show_predictions', 'save_weights', 'save_report']
 
-# %% ../nbs/19_imagenette.ipynb #e7ca04f3
+# %% ../nbs/19_imagenette.ipynb #c4080f3f
 import json,matplotlib.pyplot as plt,torch
 from fastcore.all import *
 from safetensors.torch import save_file
 from .core import *
 from .doodles import class_names,doodles
 from .data import *
+from .block import *
 from .learner import *
 
 # %% ../nbs/19_imagenette.ipynb #7c329abe
@@ -41,7 +42,7 @@ def valid_preds(
     bad,it = {e.index for e in getattr(learn.dls.valid, 'bad', ())},iter(preds)
     return tensor([-1 if i in bad else next(it) for i in range(len(preds)+len(bad))])
 
-# %% ../nbs/19_imagenette.ipynb #b45249b3
+# %% ../nbs/19_imagenette.ipynb #15fa8a5a
 def show_predictions(
     learn:Learner, # A trained learner
     n:int=12, # How many validation pictures
@@ -49,7 +50,8 @@ def show_predictions(
     axs=None, # matplotlib axes, one a picture; `None` makes a grid
 )->list: # `(predicted, true)` names, one a picture
     "Validation pictures with predicted names, and true ones where they differ"
-    ds,names,preds,res = learn.dls.valid_ds,words(learn.dls.vocab),valid_preds(learn),[]
+    ds = getattr(learn.dls.valid, 'ds', learn.dls.valid_ds) # the pictures as the model gets them
+    names,preds,res = words(learn.dls.vocab),valid_preds(learn),[]
     order = torch.randperm(len(ds), generator=torch.Generator().manual_seed(seed)).tolist()
     idxs = [i for i in order if preds[i]>=0][:n]
     rows = -(-len(idxs)//6)
