@@ -22,7 +22,7 @@ from fastprogress import master_bar,progress_bar
 try: import pandas as pd
 except ImportError: pass
 
-# %% ../nbs/99_all.ipynb #8bcb38fc
+# %% ../nbs/99_all.ipynb #54fa93d8
 # chkstyle: skip - as above
 from .core import *
 from .data import * # with the names of files, loader, download and cache
@@ -33,13 +33,19 @@ from .optimizer import *
 from .learner import *
 from .recorder import *
 from .schedule import *
+from .transform import *
+from .block import *
+from .precision import *
 from .imagenette import *
 from .command import *
 from .tracker import *
 from .training import *
 from .inside import *
 from .metrics import *
+from .collect import *
 from .doodles import class_names,hsv,tint,Canvas,curve,doodle,doodles
+from .crops import *
+from .splitters import *
 from .fused import *
 from .optimizers import *
 from .safety import *
