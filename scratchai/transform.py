@@ -319,7 +319,7 @@ class Transform(metaclass=_TfmMeta):
         fs = self._verbs[verb]
         if isinstance(x, tuple):
             go = partial(Transform.__call__, self, split_idx=split_idx, verb=verb)
-            return _retuple(fs(self, x) if self._whole else tuple(map(go, x)), x)
+            return _retuple((fs(self, x) if fs.at else fs(x)) if self._whole else tuple(map(go, x)), x)
         f,typ = fs.found.get(type(x)) or fs.find(type(x))
         if f is _same: return x
         res = f(self, x) if fs.at else f(x)
@@ -460,7 +460,8 @@ class CategoryMap(L):
     ):
         if hasattr(col, 'cat'): col = L(col.cat.remove_unused_categories().cat.categories if strict else col.cat.categories)
         else:
-            col = L(o for o in L(col.tolist() if hasattr(col, 'tolist') else col, use_list=True).unique() if o==o)
+            col = L(o for o in L(col.tolist() if hasattr(col, 'tolist') else col, use_list=True).unique()
+                if o==o and o not in (None,'')) # what is no label is no class
             try: col = col.sorted() if sort else col
             except TypeError as e: raise TypeError(f'Labels of several types have no order ({e}): use `sort=False`.') from e
         super().__init__(['#na#']*add_na + list(col))
