@@ -21,7 +21,7 @@ def to_float(b): # A tensor, or any nest of them
     "Make all floating-point tensors in `b` float32"
     return apply(lambda o: o.float() if isinstance(o, Tensor) and o.is_floating_point() else o, b)
 
-# %% ../nbs/15_precision.ipynb #ef904f1f
+# %% ../nbs/15_precision.ipynb #bd1413fd
 class LossScaler:
     "A factor on the loss that shrinks when gradients overflow, and grows when they have not for a while"
     def __init__(self,
@@ -29,9 +29,10 @@ class LossScaler:
         growth_factor:float=2., backoff_factor:float=0.5, # Times this when it grows, and when it shrinks
         growth_interval:int=2000, # It grows after so many steps without an overflow
     ):
+        vals = init_scale,growth_factor,backoff_factor,growth_interval
         if not (init_scale>0 and growth_factor>=1 and 0<backoff_factor<1 and growth_interval>=1):
             raise ValueError('`init_scale` is positive, `growth_factor` at least 1, `backoff_factor` between 0 and 1, '
-                f'`growth_interval` at least 1; not {init_scale}, {growth_factor}, {backoff_factor}, {growth_interval}.')
+                f'`growth_interval` at least 1; not {vals}.')
         store_attr(but='init_scale')
         self.factor,self.good,self.skipped = float(init_scale),0,0
     def scale(self, loss:Tensor)->Tensor: # The loss; the same, multiplied, in float32
@@ -47,28 +48,28 @@ class LossScaler:
     def update(self, ok:bool): # Were all gradients finite?
         "Move the factor, and count"
         self.good,self.skipped = (self.good+1)*ok,self.skipped + (not ok)
+        grow = self.good>=self.growth_interval
+        if grow: self.good,self.factor = 0,min(self.factor*self.growth_factor, 2.**127)
         if not ok: self.factor *= self.backoff_factor
-        elif self.good>=self.growth_interval:
-            self.good,self.factor = 0,min(self.factor*self.growth_factor, 2.**127)
         if self.factor<2**-14: raise FloatingPointError(f'The gradients are not finite, even with the loss scaled by '
             f'{self.factor:.2g}: look for NaN in data and weights, try a lower learning rate, or `to_bf16()`.')
     def state_dict(self)->dict: return {k:getattr(self, k) for k in ('factor','good','skipped')} # What to save
     def load_state_dict(self, state:dict): self.__dict__.update(state) # From `state_dict`
 
-# %% ../nbs/15_precision.ipynb #ccc58fcd
+# %% ../nbs/15_precision.ipynb #ef634929
 class AMPMode(str, Enum):
     "The two kinds of 16 bits"
     FP16,BF16 = 'fp16','bf16'
 
 def _function(m):
-    "The function behind the method `m.forward`"
+    "`m.forward` as a function whose first argument is the model"
     f = m.forward
-    return getattr(f, '__func__', None) or (lambda _, *args, **kwargs: f(*args, **kwargs))
+    return f.__func__ if getattr(f, '__self__', None) is m else lambda _, *args, **kwargs: f(*args, **kwargs)
 
-# %% ../nbs/15_precision.ipynb #9bb843c9
+# %% ../nbs/15_precision.ipynb #bc176081
 @delegates(LossScaler)
 class MixedPrecision(Callback):
-    "Computes the model's `forward` in 16 bits; for float16, scales the loss and skips steps whose gradients overflowed"
+    "Computes the model's `forward` in 16 bits; in float16, scales the loss, and skips steps if gradients overflow"
     order,run_valid = 10,False # after accumulation (6), before clipping (11)
     scaler,active,told,old,lost,waiting = None,False,False,None,0,0
     def __init__(self,
