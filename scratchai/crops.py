@@ -36,11 +36,11 @@ def crop_pad(
     pads = (in_t-t,t+h-in_b),(in_l-l,l+w-in_r),(0,0)
     return retain_type(Image.fromarray(np.pad(x, pads[:x.ndim], _pads[pad_mode])), im)
 
-# %% ../nbs/38_crops.ipynb #efcff265
+# %% ../nbs/38_crops.ipynb #18d96511
 def _reduced(im, n):
     "`im`, or a copy of at least `n` pixels a side if it is a JPEG that is not decoded yet, and larger than that"
     f = getattr(im, '_file', None)
-    if f is None or f.format not in ('JPEG','MPO') or min(im.size)<2*n: return im
+    if f is None or f.format not in ('JPEG','MPO') or isinstance(im, PILMask) or min(im.size)<2*n: return im
     res,f = [type(o).__new__(type(o)) for o in (im,f)]
     vars(f).update(vars(im._file))
     if 0x112 in f.getexif(): f.info,f._exif = dict(f.info),None # the note that it is on its side goes with turning
@@ -48,7 +48,7 @@ def _reduced(im, n):
     res.draft('RGB', (n,n))
     return res
 
-# %% ../nbs/38_crops.ipynb #eb67531a
+# %% ../nbs/38_crops.ipynb #22cbb628
 class Cut(NamedTuple):
     "What is done to each part of an item: a box is cut out, scaled, and the middle of that is left, perhaps mirrored"
     box:tuple # Left, top, width and height, in pixels
@@ -56,6 +56,7 @@ class Cut(NamedTuple):
     size:tuple # Width and height of the middle
     flip:bool=False # Exchange left and right?
     def image(self, im, resample=Image.BILINEAR, pad_mode='zeros'):
+        "What becomes of a picture"
         (l,t,w,h),full,(W,H) = self.box,self.full,im.size
         r,b,scaled = l+w,t+h,full!=(w,h)
         if scaled: im = _reduced(im, -(-min(W,H)*max(full)//min(w,h)))
@@ -68,6 +69,7 @@ class Cut(NamedTuple):
     @property
     def margin(self): return tuple((f-s)//2 for f,s in zip(self.full, self.size)) # Left of the middle, and above
     def points(self, p):
+        "What becomes of points `(n, 2)` in it, in pixels"
         l,t,w,h = self.box
         res = (p-tensor([l,t]))*tensor(self.full)/tensor([w,h])-tensor(self.margin)
         return tensor([self.size[0],0])+res*tensor([-1,1]) if self.flip else res

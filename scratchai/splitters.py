@@ -24,13 +24,14 @@ def _cell(row, col):
     if col not in names: raise ValueError(f'There is no column {col!r} in the table, whose columns are {names}.')
     return getattr(row, col) if hasattr(row, '_fields') else row[col]
 
-# %% ../nbs/39_splitters.ipynb #03a1b832
+# %% ../nbs/39_splitters.ipynb #bb203310
 def _blank(o):
     "Is `o` one of the things that tables have where nothing was written?"
     return type(o).__name__ in ('NoneType','NAType','NaTType') or isinstance(o, (float,np.floating)) and bool(o!=o)
 
 class ColReader:
     "Read columns of a row"
+    random = False # for a loader: it draws nothing
     def __init__(self,
         cols, # Name or position of a column, or a list of them, which gives an `L` of what they hold
         pref='', # Before the cell; a `Path` is a folder

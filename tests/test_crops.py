@@ -200,6 +200,17 @@ def test_reduced(monkeypatch):
     l = RandomCrop(64)(PILImage.create(data[512,512]), split_idx=1) # not scaled: at its own size
     assert not seen and l.size==(64,64)
 
+def test_masks_keep_values():
+    "A mask is not decoded at less, which would mix its values"
+    a = np.random.default_rng(0).choice([0,80,255], (30,40)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+    Image.fromarray(a).save(f := io.BytesIO(), 'JPEG', quality=100)
+    m = PILMask.create(f.getvalue())
+    whole = np.array(Image.open(f))
+    for size in (64,20): assert set(np.unique(x(Resize(size)(m))))<=set(np.unique(whole))
+    im = Image.effect_noise((800,600), 80).convert('RGB')
+    im.save(f := io.BytesIO(), 'MPO', save_all=True, append_images=[im])
+    assert np.array_equal(x(Resize(64, 'squish')(PILImage.create(f.getvalue()))), x(open_image(f.getvalue(), 64)))
+
 def test_other_files(tmp_path):
     for mode,fmt in (('RGB','PNG'),('L','PNG'),('RGBA','PNG'),('P','GIF'),('RGB','BMP')):
         im = Image.effect_noise((90,60), 80).convert(mode)
