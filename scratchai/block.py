@@ -59,13 +59,14 @@ def _merge(*tfms):
     def kind(o): return type(o) if isinstance(o, (Transform,Normalize)) and type(o) is not Transform else id(o)
     return L({kind(o): o for o in L(map(L, tfms)).concat().map(_own)}.values())
 
-# %% ../nbs/12_block.ipynb #544c0369
+# %% ../nbs/12_block.ipynb #c6e99218
 def _brief(o):
     "`o` in a few words: its class and shape, or what it is if that is short"
     if isinstance(o, tuple): return f"({', '.join(map(_brief, o))})"
     if isinstance(o, Tensor) and o.numel()<5: return f'{type(o).__name__}({o.tolist()})'
-    if hasattr(o, 'shape'):
-        return ' '.join([type(o).__name__, 'x'.join(map(str, o.shape)), *str(getattr(o, 'dtype', '')).split('.')[1:]])
+    if hasattr(o, 'to_dict') and o.ndim==1: o = o.to_dict() # a row of a frame
+    dtype = str(getattr(o, 'dtype', '')).replace('torch.', ' ')
+    if hasattr(o, 'shape'): return f"{type(o).__name__} {'x'.join(map(str, o.shape))}{dtype}"
     if isinstance(o, Path): return printable('/'.join(('…',*o.parts)[max(-4, -1-len(o.parts)):]))
     return truncstr(printable(repr(o)), 60, suf='…')
 
@@ -78,7 +79,7 @@ def _walk(title, fs, o, where='0'):
         except TransformError as e: raise TransformError(*e.args[:3], where) from e.__cause__
     return o
 
-# %% ../nbs/12_block.ipynb #405b33d6
+# %% ../nbs/12_block.ipynb #98c60256
 class DataBlock:
     "Which items there are, what of them is input and target, and which validate: all that `DataLoaders` need"
     def __init__(self,
@@ -144,8 +145,8 @@ class DataBlock:
         fs = [[] if g is noop else list(g) if isinstance(g, Pipeline) else [g] for g in self.getters]
         if isinstance(_pick(items, 0), tuple): fs = [[ItemTransform(o) for o in f[:1]]+f[1:] for f in fs]
         tfms = [f+list(b.type_tfms.map(_own)) for f,b in zip(fs, self.blocks)]
-        for f in L(tfms).concat().filter(risinstance(AddMaskCodes)):
-            f.div = max(getattr(o, 'div_mask', 1) for o in self.batch_tfms)
+        div = max([1, *self.batch_tfms.attrgot('div_mask', 1)])
+        for f in L(tfms).concat().filter(lambda f: hasattr(f, 'div_mask')): f.div_mask = div # a mask is checked before that
         res = Datasets(items, tfms, splits=splits, n_inp=self.n_inp, dl_type=self.dl_type)
         for tl in res.tls.filter(lambda o: o.tfms.fs.filter(risinstance(Categorize))):
             for i in L(splits).concat(): tl[i]
@@ -250,10 +251,10 @@ def BBoxBlock(*args, **kwargs):
         'points, for `PointBlock`; more is for a `TransformBlock` of your own.')
 BBoxLblBlock = BBoxBlock
 
-# %% ../nbs/12_block.ipynb #174d4c83
+# %% ../nbs/12_block.ipynb #4db7a86d
 class AddMaskCodes(Transform):
     "What the values of a mask stand for; other values are an error"
-    loss_func,random,div = CrossEntropyLossFlat(axis=1),False,1
+    loss_func,random,div_mask = CrossEntropyLossFlat(axis=1),False,1
     def __init__(self,
         codes=None, # The names of the codes 0, 1, 2 …
         values=None, # The value in the file for each code; `None`: the code itself
@@ -269,7 +270,7 @@ class AddMaskCodes(Transform):
             table = np.full(256, 255, np.uint8)
             table[list(self.values)] = range(n)
             res = PILMask.create(table[np.asarray(o)])
-        if res.getextrema()[1]//self.div<n: return res
+        if res.getextrema()[1]//self.div_mask<n: return res
         raise ValueError(f'The mask has the values {np.unique(o).tolist()}, and the codes are 0 to {n-1} {self.codes}: '
             f'say which value stands for each code, as `MaskBlock(codes, values=[0,255])` does.')
 
