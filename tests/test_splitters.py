@@ -138,3 +138,25 @@ def test_train_test():
         assert halves(TrainTestSplitter(**kw))==tuple(train_test_split(list(range(10)), **{'test_size':.2, **kw}))
     assert sum(strat[i] for i in TrainTestSplitter(stratify=strat)(items)[1])==1
     with patch.dict('sys.modules', {'sklearn.model_selection':None}), pytest.raises(ImportError, match='needs scikit-learn: `pip install scikit-learn`'): TrainTestSplitter()(items)
+
+def test_read_csv(tmp_path):
+    "Columns of text, and lines as an editor counts them; what does not fit is named by its line"
+    def read(text, **kwargs):
+        (fn := tmp_path/'t.csv').write_bytes(text if isinstance(text, bytes) else text.encode())
+        return read_csv(fn, **kwargs)
+    assert read('\ufeffa,b\n1,x\n\n "2" ,"y\nz"\n3,é\n')==(dict(a=('1',' "2" ','3'), b=('x','y\nz','é')),(2,5,6))
+    assert read('a;b\r\n1;x\r\n', delimiter=';')==(dict(a=('1',), b=('x',)),(2,))
+    assert read('1,x\n2,y\n', header=None)==({0:('1','2'), 1:('x','y')},(1,2)) and read('notes,\na,b\n1,x\n', header=1)==(dict(a=('1',), b=('x',)),(3,))
+    for text,kw,words in (('', {}, 'has no rows: it is empty'), ('a,b\n', {}, 'has no rows below its header'), ('a,b\n1,x\n2\n', {}, r"t.csv, line 3: \['2'\] does not fit the columns \['a', 'b'\]"),
+        ('a,a\n1,x\n', {}, 'of different names'), ('a;b\n1;x\n', {}, "Is the `delimiter` ','"), ('a,b\n1,ä\n'.encode('latin1'), {}, 't.csv is not in UTF-8')):
+        with pytest.raises(ValueError, match=words): read(text, **kw)
+    with pytest.raises(FileNotFoundError): read_csv(tmp_path/'no.csv')
+
+def test_check_cells():
+    cols = dict(file=('a.jpg','b.jpg'), label=('cat',' '), size=(1,float('nan')))
+    check_cells(cols, 'file', 'file')
+    check_cells(cols, ['label'], 'label', empty=True)
+    with pytest.raises(ValueError, match='Row 1 of the table has no label'): check_cells(cols, ['file','label'], 'label')
+    with pytest.raises(ValueError, match='line 7 has no size'): check_cells(cols, 2, 'size', lambda i: f'line {i+6}', empty=True)
+    with pytest.raises(ValueError, match="no column 'x' in the table, whose columns are .'file', 'label', 'size'"): check_cells(cols, 'x', 'label')
+    with pytest.raises(ValueError, match='has no label'): check_cells(Frame([dict(label=None)]), 'label', 'label')
