@@ -102,7 +102,7 @@ def accuracy(
     if best.shape!=has: raise ValueError(f"Predictions {*pred.shape,} take targets {*best.shape,}, got {*has,}.")
     return (best==targ).float().mean()
 
-# %% ../nbs/06_losses.ipynb #7ebb2a50
+# %% ../nbs/06_losses.ipynb #5e8072da
 class BaseLoss:
     "A loss that flattens what it is given, and knows what predictions mean"
     def __init__(self,
@@ -126,7 +126,8 @@ class BaseLoss:
         if self.floatify: targ = targ.to(torch.promote_types(pred.dtype, torch.float32))
         elif not soft: targ = targ.long()
         if self.flatten: pred,targ = self._flat(pred, targ, self.is_2d and soft and targ.shape==pred.shape)
-        return self.func(pred, targ, **{**self.kwargs, 'reduction':self.reduction, **kwargs})
+        res = self.func(pred, targ, **{**self.kwargs, 'reduction':self.reduction, **kwargs})
+        return res.flatten() if self.flatten and res.ndim>1 else res
     def _flat(self, pred, targ, soft):
         def rows(x): return x.movedim(self.axis, -1).reshape(-1, x.shape[self.axis])
         x,y = rows(pred) if self.is_2d else pred.reshape(-1),rows(targ) if soft else targ.reshape(-1)
@@ -135,11 +136,14 @@ class BaseLoss:
     def to(self, device): self.kwargs = to_device(self.kwargs, device) # Move class weights there
     def __repr__(self): return type(self).__name__
 
-# %% ../nbs/06_losses.ipynb #a4d6576d
+# %% ../nbs/06_losses.ipynb #9af7ee63
 @delegates(cross_entropy)
 class CrossEntropyLossFlat(BaseLoss):
     "`cross_entropy`; softmax, and the most probable class"
     def __init__(self, weight=None, *, axis=-1, **kw): super().__init__(cross_entropy, axis, weight=weight, **kw)
+    def _flat(self, pred, targ, soft):
+        whole = self.axis==1 and pred.is_contiguous() and targ.shape==(*pred.shape[:1], *pred.shape[2:])
+        return (pred,targ) if whole else super()._flat(pred, targ, soft)
     def activation(self, x): return x.softmax(min(self.axis, x.ndim-1))
     def decodes(self, x): return x.argmax(min(self.axis, x.ndim-1))
 
@@ -208,13 +212,12 @@ class LabelSmoothingCrossEntropy(LabelSmoothingCrossEntropyFlat):
     def __init__(self, eps=0.1, weight=None, reduction='mean'):
         super().__init__(eps, axis=1, weight=weight, reduction=reduction, flatten=False)
 
-# %% ../nbs/06_losses.ipynb #bc62aa52
+# %% ../nbs/06_losses.ipynb #b81d3078
 class DiceLoss(CrossEntropyLossFlat):
     "1 minus the overlap of each class ([Milletari et al., 2016](https://arxiv.org/abs/1606.04797))"
     kwargs = {}
     def __init__(self,
-        axis:int=1, # The dimension of the classes
-        smooth:float=1e-6, # Added above and below the line, so that an absent class is no 0/0
+        axis:int=1, smooth:float=1e-6, # The dimension of the classes; what keeps an absent class from 0/0
         reduction:str='sum', # 'mean', 'sum' or 'none', over `(bs, c)`
         square_in_union:bool=False, # Square the probabilities below the line?
     ): store_attr()

@@ -136,6 +136,10 @@ def test_cross_entropy_of_any_shape_is_torchs(kw, red):
         for targ in (y, y.int(), y.byte(), y[:,None]): equal(*[value_and_grad(f, x, t) for f,t in
             ((CrossEntropyLossFlat(**kw, axis=axis, reduction=red), targ), (lambda x,t: ref(x.movedim(axis, -1).flatten(0, -2), t.flatten()), y))])
 
+def test_cross_entropy_of_channels_last():
+    x,y = torch.randn(2, 5, 3, 4),torch.randint(5, (2,3,4))
+    for red in ('mean','none'): equal(CrossEntropyLossFlat(axis=1, reduction=red)(x.contiguous(memory_format=torch.channels_last), y), CrossEntropyLossFlat(axis=1, reduction=red)(x, y))
+
 def test_cross_entropy_of_probabilities():
     x,q = torch.randn(2, 5, 3, 4),torch.rand(2, 5, 3, 4)
     equal(CrossEntropyLossFlat(axis=1)(x, q), F.cross_entropy(x, q))
