@@ -343,6 +343,30 @@ def test_three_parts(path):
         x,stem,y = dls.one_batch()
         assert len(stem)==4 and stem[0][:9]==dls.vocab[y[0]] and dls.n_inp==2 and len(first(dls.test_dl(get_image_files(path/'val')[:2])))==2
 
+# pictures from elsewhere
+def test_an_archive(path, tmp_path, monkeypatch):
+    monkeypatch.setenv('SCRATCHAI_HOME', str(tmp_path/'home'))
+    url = Path(shutil.make_archive(tmp_path/'drawings', 'gztar', path/'val', '.')).as_uri()
+    path = untar_data(url)
+    Path.BASE_PATH = path
+    try: assert path.name=='drawings' and repr(path.ls().sorted()[0]) in ("Path('.untar_data')","Path('n01440764')") and len(get_image_files(path))==20
+    finally: Path.BASE_PATH = None
+    trains(ImageDataLoaders.from_folder(path, valid_pct=0.25, seed=1, item_tfms=Resize(16), batch_tfms=Normalize.from_stats(*cifar_stats), bs=5), model(3, 10))
+
+def test_a_list_of_addresses(path, tmp_path):
+    for i,o in enumerate(class_names):
+        fns = get_image_files(path/'train'/o)[:4]
+        if i<2: download_images(tmp_path/o, urls=[f.as_uri() for f in fns])
+    (tmp_path/'n01440764/page.jpg').write_text('<html>')
+    failed = verify_images(get_image_files(tmp_path), progress=False)
+    failed.map(Path.unlink)
+    assert len(failed)==1 and 'UnidentifiedImageError' in failed[0].cause and len(get_image_files(tmp_path))==8
+    for o in tmp_path.ls(): assert resize_images(o, max_size=24, dest=o)==[]
+    bears = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, splitter=RandomSplitter(valid_pct=0.25, seed=42), get_y=parent_label)
+    dls = bears.dataloaders(tmp_path, bs=3)
+    assert dls.one_batch()[0].shape==(3,3,24,24)
+    trains(dls, model(3, 2))
+
 # a batch, and what is asked of it
 def test_summary_tells_what_happens(path, capsys):
     block = DataBlock((ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(seed=1), item_tfms=Resize(32))
