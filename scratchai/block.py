@@ -79,7 +79,7 @@ def _walk(title, fs, o, where='0'):
         except TransformError as e: raise TransformError(*e.args[:3], where) from e.__cause__
     return o
 
-# %% ../nbs/12_block.ipynb #98c60256
+# %% ../nbs/12_block.ipynb #91ac9480
 class DataBlock:
     "Which items there are, what of them is input and target, and which validate: all that `DataLoaders` need"
     def __init__(self,
@@ -169,7 +169,8 @@ class DataBlock:
     ):
         "Print what happens to an item and to a batch, step by step; an error is raised below the step that failed"
         train = self.datasets(source, verbose=True).train
-        o,where = _pick(train.items, 0),train._where(0)
+        o = _pick(train.items, 0)
+        where = f'0 ({o})' if isinstance(o, Path) else '0'
         parts = [_walk('Target' if i>=self.n_inp else 'Input', tl.tfms, o, where) for i,tl in enumerate(train.tls)]
         _walk('Item', Pipeline(self.item_tfms.map(_own)), tuple(parts), where)
         dl = self.dataloaders(source, bs=bs, shuffle=False, drop_last=False, num_workers=0).train
