@@ -91,7 +91,7 @@ class FuncSplitter:
         rows = (items.iloc[i] for i in range(len(items))) if hasattr(items, 'iloc') else items
         return _halves([self.func(o) for o in rows], 'the function says so')
 
-# %% ../nbs/39_splitters.ipynb #0380a66a
+# %% ../nbs/39_splitters.ipynb #2b5ffdc7
 _flags = {**dict.fromkeys('true yes valid validation val 1 1.0'.split(), True),
     **dict.fromkeys('false no train training 0 0.0'.split(), False)}
 
@@ -105,8 +105,9 @@ class ColSplitter:
     def __call__(self, items):
         vals = L(list(_cell(items, self.col)) if hasattr(items, 'iloc') else [_cell(o, self.col) for o in items])
         flags = vals.map(self.flag)
-        if None in flags: raise ValueError(f"{self.where(i := flags.index(None))} has {vals[i]!r} in column {self.col!r} for "
-            "whether it validates: write True or False, 1 or 0, 'yes' or 'no', 'valid' or 'train', or pass `on`.")
+        if None in flags: raise ValueError(f"{self.where(i := flags.index(None))} has {vals[i]!r} in column "
+            f"{self.col!r} for whether it validates: write True or False, 1 or 0, 'yes' or 'no', 'valid' or 'train', "
+            "or pass `on`.")
         return _halves(flags, f'column {self.col!r} holds {vals.map(str).unique()[:9]}')
     def flag(self, o): return _flags.get(str(o).strip().lower()) if self.on is None else o in self.on
 
@@ -125,7 +126,7 @@ class FileSplitter:
             f'first: {lost[0]}')
         return _halves(has.map(in_(known)), f'{self.fname} lists {list(self.names[:2])}…, the items are {has[:2]}…')
 
-# %% ../nbs/39_splitters.ipynb #41a3b8d0
+# %% ../nbs/39_splitters.ipynb #3979161f
 def _share(**shares):
     "Raise an error for a share that is not between 0 and 1"
     for k,v in shares.items():
@@ -152,15 +153,15 @@ class RandomSubsetSplitter:
         seed:int|None=None, # `None`: drawn from PyTorch's generator
     ):
         _share(train_sz=train_sz, valid_sz=valid_sz)
-        if train_sz+valid_sz>1: raise ValueError(f'`train_sz` and `valid_sz` are {train_sz+valid_sz} together: above 1.')
+        if (n := train_sz+valid_sz)>1: raise ValueError(f'`train_sz` and `valid_sz` are {n} together: more than 1.')
         store_attr()
     def __call__(self, items):
         idxs,_ = RandomSplitter(0, self.seed)(items)
         n_train,n_valid = [int(o*len(items)) for o in (self.train_sz,self.valid_sz)]
-        if not (n_train and n_valid): raise ValueError(f'Shares of {len(items)} items: {n_train} train, {n_valid} validate.')
+        if not (n_train and n_valid): raise ValueError(f'Of {len(items)} items, {n_train} train, {n_valid} validate.')
         return idxs[:n_train],idxs[n_train:n_train+n_valid]
 
-# %% ../nbs/39_splitters.ipynb #6f28f1e5
+# %% ../nbs/39_splitters.ipynb #3510fc1b
 class TrainTestSplitter:
     "Split as scikit-learn does"
     def __init__(self,
@@ -173,14 +174,14 @@ class TrainTestSplitter:
         store_attr()
     def __call__(self, items):
         try: from sklearn.model_selection import train_test_split
-        except ImportError as e: raise ImportError('`TrainTestSplitter` needs scikit-learn: `pip install scikit-learn`.') from e
+        except ImportError as e: raise ImportError('scikit-learn is missing: `pip install scikit-learn`.') from e
         kwargs = {k: getattr(self, k) for k in 'test_size random_state stratify train_size shuffle'.split()}
         return tuple(map(L, train_test_split(list(range(len(items))), **kwargs)))
 
-# %% ../nbs/39_splitters.ipynb #f716d9ac
+# %% ../nbs/39_splitters.ipynb #cbd9bb20
 def read_csv(
     file, # Its path; in UTF-8
-    header:int|None=0, # The row of the columns' names, empty ones not counted; `None`: there is none, they are 0, 1, 2 …
+    header:int|None=0, # Row of the columns' names, empty rows not counted; `None`: they are 0, 1, 2 …
     delimiter:str=',', # What stands between cells
 )->tuple: # A dict of columns, each a tuple of text, and the number of each row's line
     "The rows of a `csv` file that are not empty"
@@ -193,8 +194,8 @@ def read_csv(
     if len(rows)<=start: raise ValueError(f'{file} has no rows{" below its header" if rows else ": it is empty"}.')
     names = rows[header][1] if start else range(len(rows[0][1]))
     for n,o in rows[max(start-1, 0):]:
-        if not 1<len(set(names))==len(names)==len(o): raise ValueError(f'{file}, line {n}: {o} does not fit the columns '
-            f'{list(names)}. At least two are needed, of different names. Is the `delimiter` {delimiter!r}?')
+        if not 1<len(set(names))==len(names)==len(o): raise ValueError(f'{file}, line {n}: {o} does not fit the '
+            f'columns {list(names)}. At least two are needed, of different names. Is the `delimiter` {delimiter!r}?')
     lines,cells = zip(*rows[start:])
     return dict(zip(names, zip(*cells))),lines
 

@@ -86,6 +86,7 @@ def test_col():
     assert halves(ColSplitter(), vals)[1]==list(range(len(yes)))
     for o in ('maybe','',None,float('nan'),2):
         with pytest.raises(ValueError, match=r"(?s)Item 20 has .* in column 'is_valid' for whether it validates: write True or False.*`on`"): ColSplitter()(vals+[dict(is_valid=o)])
+    with pytest.raises(ValueError, match="line 22 has 'maybe' in column 'is_valid'"): ColSplitter(where=lambda i: f'line {i+2}')(vals+[dict(is_valid='maybe')])
     with pytest.raises(ValueError, match="None of 10 items is to validate: column 'fold' holds .'0', '1', '2', '3'"): ColSplitter('fold', on='1')(rows)
     with pytest.raises(ValueError, match="None of 2 items is to train: column 'is_valid' holds .'1'"): ColSplitter()(vals[5:6]*2)
     with pytest.raises(ValueError, match="no column 'valid' in the table, whose columns are .'fname', 'labels', 'is_valid', 'fold'"): ColSplitter('valid')(Frame(rows))
@@ -129,7 +130,7 @@ def test_subset():
     assert one(items)==first!=one(items)
     for o in ((0,.5),(.5,1),(.7,.4)):
         with pytest.raises(ValueError, match='`(train|valid)_sz`'): RandomSubsetSplitter(*o)
-    with pytest.raises(ValueError, match='Shares of 3 items: 1 train, 0 validate'): RandomSubsetSplitter(.5, .2)([1,2,3])
+    with pytest.raises(ValueError, match='Of 3 items, 1 train, 0 validate'): RandomSubsetSplitter(.5, .2)([1,2,3])
 
 def test_train_test():
     from sklearn.model_selection import train_test_split
@@ -137,7 +138,7 @@ def test_train_test():
     for kw in (dict(random_state=1), dict(test_size=.4, random_state=2), dict(train_size=3, random_state=1), dict(stratify=strat, random_state=1), dict(test_size=.3, shuffle=False)):
         assert halves(TrainTestSplitter(**kw))==tuple(train_test_split(list(range(10)), **{'test_size':.2, **kw}))
     assert sum(strat[i] for i in TrainTestSplitter(stratify=strat)(items)[1])==1
-    with patch.dict('sys.modules', {'sklearn.model_selection':None}), pytest.raises(ImportError, match='needs scikit-learn: `pip install scikit-learn`'): TrainTestSplitter()(items)
+    with patch.dict('sys.modules', {'sklearn.model_selection':None}), pytest.raises(ImportError, match='scikit-learn is missing: `pip install scikit-learn`'): TrainTestSplitter()(items)
 
 def test_read_csv(tmp_path):
     "Columns of text, and lines as an editor counts them; what does not fit is named by its line"
