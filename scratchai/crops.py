@@ -6,7 +6,7 @@
 __all__ = ['crop_pad', 'Cut', 'CutTransform', 'ResizeMethod', 'PadMode', 'Resize', 'CropPad', 'RandomCrop', 'RandomResizedCrop',
            'FlipItem']
 
-# %% ../nbs/38_crops.ipynb #83e968f2
+# %% ../nbs/38_crops.ipynb #575a698a
 import math,random
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from fastcore.all import *
 from .core import *
 from .files import *
 from .files import _hw
-from .transform import *
+from .types import *
 
 # %% ../nbs/38_crops.ipynb #90a2c720
 _pads = dict(zeros='constant', border='edge', reflection='reflect') # NumPy's names
