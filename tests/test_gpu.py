@@ -10,7 +10,7 @@ from scratchai.layers import simple_cnn
 from scratchai.learner import Callback,Learner,synth_dls
 from scratchai.losses import accuracy,cross_entropy,mse
 from scratchai.optimizer import SGD,Adam
-import scratchai.fused,scratchai.recorder,scratchai.schedule,scratchai.tracker # each adds methods
+import scratchai.fused,scratchai.precision,scratchai.recorder,scratchai.schedule,scratchai.tracker # each adds methods
 from scratchai.optimizers import OptimWrapper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
@@ -108,6 +108,55 @@ def test_saved_on_a_gpu_loaded_on_a_cpu(tmp_path):
     b.load('model')
     assert torch.equal(weights(a.model), weights(b.model)) and not next(iter(b.model.parameters())).is_cuda
     b.fit(1)
+
+@pytest.mark.parametrize('to', ['to_fp16','to_bf16'])
+@pytest.mark.parametrize('opt_func', [partial(SGD, mom=0.9), Adam])
+def test_16_bits_train_like_32(to, opt_func):
+    a,b = learner(opt_func=opt_func),getattr(learner(opt_func=opt_func), to)()
+    kinds,preds = [],[]
+    b.model[0].register_forward_hook(lambda m, i, o: kinds.append(o.dtype))
+    b.add_cb(Callback(after_pred=lambda self: preds.append(self.pred.dtype)))
+    for o in (a,b): o.fit(2)
+    assert torch.allclose(torch.tensor(a.recorder.losses), torch.tensor(b.recorder.losses), atol=0.03)
+    assert set(kinds)=={torch.float16 if to=='to_fp16' else torch.bfloat16} and set(preds)=={torch.float32}
+    assert all(p.dtype==torch.float32 for p in b.model.parameters())
+
+def test_the_factor_on_the_loss_is_that_of_torchs_scaler():
+    "The same training by hand, with a scale at which the first steps overflow"
+    data,kw = to_device(batches(), 'cuda'),dict(init_scale=2.**24, growth_interval=3)
+    learn = learner(opt_func=partial(SGD, mom=0.9), data=data).to_fp16(**kw)
+    ref = learner().model.cuda()
+    opt,scaler,losses = torch.optim.SGD(list(ref.parameters()), lr=1e-3, momentum=0.9),torch.amp.GradScaler('cuda', **kw),[]
+    learn.add_cb(Callback(after_loss=lambda self: losses.append(self.loss.item()) if self.training else None))
+    learn.fit(2)
+    for i,(x,y) in enumerate(data*2):
+        with torch.autocast('cuda', torch.float16): pred = ref(x)
+        loss = cross_entropy(pred.float(), y)
+        assert abs(loss.item()-losses[i])<1e-2
+        scaler.scale(loss).backward()
+        scaler.step(opt), scaler.update(), opt.zero_grad()
+    assert learn.mixed_precision.scaler.factor==scaler.get_scale() and learn.mixed_precision.skipped>0
+    assert torch.allclose(weights(learn.model), weights(ref), atol=1e-3)
+
+def test_bfloat16_never_waits_for_the_gpu():
+    learn = learner(data=to_device(batches(), 'cuda')).to_bf16()
+    learn.fit(1)
+    torch.cuda.set_sync_debug_mode('error')
+    try: learn.fit(1, cbs=Callback(after_train=lambda self: torch.cuda.set_sync_debug_mode('default')))
+    finally: torch.cuda.set_sync_debug_mode('default')
+
+@pytest.mark.slow
+def test_channels_last_and_compiled_train_like_the_plain_model():
+    a,b = learner().to_bf16(),learner().to_bf16().to_channelslast().compile()
+    for o in (a,b): o.fit(2)
+    assert torch.allclose(torch.tensor(a.recorder.losses), torch.tensor(b.recorder.losses), atol=0.03)
+    assert list(a.model.state_dict())==list(b.model.state_dict())
+
+def test_lr_find_in_float16_leaves_no_trace():
+    learn = learner().to_fp16()
+    before = weights(learn.model)
+    learn.lr_find(num_it=10, show_plot=False)
+    assert torch.equal(weights(learn.model), before) and learn.mixed_precision.scaler.factor==2.**16
 
 def test_memory_is_let_go_after_an_error():
     learn = learner()
