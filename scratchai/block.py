@@ -8,7 +8,7 @@ __all__ = ['BBoxLblBlock', 'TransformBlock', 'ImageBlock', 'CategoryBlock', 'Dat
            'PointBlock', 'BBoxBlock', 'AddMaskCodes', 'MaskBlock', 'ImageDataLoaders', 'SegmentationDataLoaders',
            'CachedItems']
 
-# %% ../nbs/12_block.ipynb #6a5a7f01
+# %% ../nbs/12_block.ipynb #4ed4d256
 import os,warnings
 from copy import copy
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from torch import Tensor
 from .core import *
 from .data import *
 from .losses import *
+from .types import *
 from .transform import *
 from .cache import *
 from .crops import *
@@ -28,7 +29,7 @@ from .splitters import *
 from .files import _listed
 from .transform import _pick
 
-# %% ../nbs/12_block.ipynb #e4cef1a5
+# %% ../nbs/12_block.ipynb #a1483327
 @dataclass
 class TransformBlock:
     "How one part of an item is made, and what comes with it"
@@ -39,17 +40,11 @@ class TransformBlock:
     dls_kwargs:dict=None # Arguments for the loaders
     def __post_init__(self): self.type_tfms,self.item_tfms,self.batch_tfms = L(self.type_tfms),L(self.item_tfms),L(self.batch_tfms)
 
-def ImageBlock(cls=PILImage): # `PILImage`, `PILImageBW`, or a class of yours with `create`
-    "A picture"
-    return TransformBlock(type_tfms=cls.create, batch_tfms=IntToFloatTensor)
+def ImageBlock(cls=PILImage): return TransformBlock(cls.create, batch_tfms=IntToFloatTensor) # Or `PILImageBW`
 
-def CategoryBlock(
-    vocab=None, # The classes, in the order of their numbers; `None`: those of the training items
-    sort:bool=True, # Sort the classes found? Else they come in the order of the items
-    add_na:bool=False, # Begin with a class `#na#`, for all that are not known?
-):
+def CategoryBlock(vocab=None, sort:bool=True, add_na:bool=False): # As in `Categorize`
     "One class of several"
-    return TransformBlock(type_tfms=Categorize(vocab, sort=sort, add_na=add_na))
+    return TransformBlock(Categorize(vocab, sort=sort, add_na=add_na))
 
 # %% ../nbs/12_block.ipynb #33f58e62
 def _own(o): return copy(o() if isinstance(o, type) else o) if isinstance(o, (type,Transform,Normalize)) else o
@@ -79,7 +74,7 @@ def _walk(title, fs, o, where='0'):
         except TransformError as e: raise TransformError(*e.args[:3], where) from e.__cause__
     return o
 
-# %% ../nbs/12_block.ipynb #91ac9480
+# %% ../nbs/12_block.ipynb #ec57d1f5
 class DataBlock:
     "Which items there are, what of them is input and target, and which validate: all that `DataLoaders` need"
     def __init__(self,
@@ -126,9 +121,11 @@ class DataBlock:
         return res
     def split(self, items):
         "Positions that train, and that validate; from a table, the splitter gets one with its rows numbered from 0"
-        halves = self.splitter(items.reset_index(drop=True) if hasattr(items, 'iloc') else items)
-        try: res = [mask2idxs(o) for o in map(_listed, halves)]
-        except (TypeError,ValueError) as e: raise TypeError(f'A splitter returns positions or masks, not {halves!r}.') from e
+        found = self.splitter(items.reset_index(drop=True) if hasattr(items, 'iloc') else items)
+        try:
+            halves = L(map(_listed, found))
+            res = halves.map(mask2idxs)
+        except (TypeError,ValueError) as e: raise TypeError(f'A splitter returns positions or masks, not {found!r}.') from e
         for o in halves:
             if isinstance(first(o), (bool,np.bool_)) and len(o)!=len(items):
                 raise ValueError(f'The splitter returned a mask of {len(o)} flags for {len(items)} items.')
@@ -206,15 +203,10 @@ class EncodedMultiCategorize(Categorize):
     def encodes(self, o): return TensorMultiCategory(tensor(o).float())
     def decodes(self, o:TensorMultiCategory): return MultiCategory(self.vocab[i] for i in o.nonzero()[:,0].tolist())
 
-# %% ../nbs/12_block.ipynb #68b65125
-def MultiCategoryBlock(
-    encoded:bool=False, # Are the targets rows of zeros and ones already? Then `vocab` says what the places stand for
-    vocab=None, # The classes, in the order of their numbers; `None`: those of the training items, sorted
-    add_na:bool=False, # Begin with a class `#na#`, for all that are not known?
-):
+# %% ../nbs/12_block.ipynb #836840d9
+def MultiCategoryBlock(encoded:bool=False, vocab=None, add_na:bool=False): # The last two as in `Categorize`
     "Any number of several classes"
-    tfms = EncodedMultiCategorize(vocab) if encoded else [MultiCategorize(vocab, add_na), OneHotEncode]
-    return TransformBlock(type_tfms=tfms)
+    return TransformBlock(EncodedMultiCategorize(vocab) if encoded else [MultiCategorize(vocab, add_na), OneHotEncode])
 
 # %% ../nbs/12_block.ipynb #7c9922b1
 class RegressionSetup(Transform):
@@ -295,22 +287,19 @@ def _in_classes(d, use, path):
     if len(res)<len(every): warnings.warn(f'Pictures directly in {d} have no class, and are left out.')
     return res
 
-# %% ../nbs/12_block.ipynb #e8899d8a
+# %% ../nbs/12_block.ipynb #c905748e
 class ImageDataLoaders(DataLoaders):
     "`DataLoaders` of pictures in files; each factory is a `DataBlock`"
     @classmethod
     def from_dblock(cls, dblock, source, path='.', **kwargs): return dblock.dataloaders(source, path=path, **kwargs)
     @classmethod
     def from_path_func(cls,
-        path, # Where a learner puts its files
-        fnames, # The files
+        path, fnames, # Where a learner puts its files; the files
         label_func, # From a path to its label
-        valid_pct:float=0.2, # Share of the files that validate
-        seed:int|None=None, # Decides the random split, and the training order
+        valid_pct:float=0.2, seed:int|None=None, # Share that validates; decides the random split, and the training order
         item_tfms=None, batch_tfms=None, # As in `DataBlock`: `Resize(64)`, `Normalize.from_stats(*imagenet_stats)`
         img_cls=PILImage, y_block=CategoryBlock, # What a picture, and what a label becomes
-        splitter=None, # Decides which validate; `None`: `RandomSplitter(valid_pct, seed)`
-        get_x=None, # From an item to its file, if the items are none
+        splitter=None, get_x=None, # As in `DataBlock`; `None`: `RandomSplitter(valid_pct, seed)`, and the files themselves
         size:int|tuple|None=None, method:str='squish', # Short for `item_tfms=Resize(size, method)`
         **kwargs # Passed on to `DataBlock.dataloaders`: `bs`, `num_workers`, `device`, `cache`…
     )->DataLoaders:

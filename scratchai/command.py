@@ -12,12 +12,12 @@ import itertools,math,os,sys
 # %% ../nbs/37_command.ipynb #6c655d5e
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
-# %% ../nbs/37_command.ipynb #7612ad9b
+# %% ../nbs/37_command.ipynb #4ccd6de2
 from contextlib import contextmanager,nullcontext,redirect_stdout,suppress
 from fastcore.all import *
 from .core import *
 from .data import *
-from .transform import TransformError
+from .types import TransformError
 from .block import *
 from .layers import simple_cnn
 from .losses import accuracy

@@ -11,6 +11,7 @@ from scratchai.crops import Resize
 from scratchai.data import *
 from scratchai.losses import *
 from scratchai.splitters import *
+from scratchai.types import *
 from scratchai.transform import *
 from scratchai.transform import test_set as _ # a function of the library, and no test
 del test_set
@@ -164,7 +165,7 @@ def test_what_a_splitter_may_return(fns, what):
 @pytest.mark.parametrize('what,says', (
     (([0,1],[]),'Of 8 items, 2 train and 0 validate. There must be some of each'), (([],[0]),'Of 8 items, 0 train and 1 validate'), (([0,1],),'Of 8 items, 2 train and 0 validate'),
     (([True]*8,[False]*8),'8 train and 0 validate'), (([0,1],[1]),'Item 1 is in split 0 and in split 1'), (([0],[8]),'Split 1 names item 8, but there are 8 items'),
-    (([True,False],[False,True]),'mask of 2 flags for 8 items'), ((['a'],['b']),'splitter returns positions or masks, not'), (5,'splitter returns positions or masks, not 5')))
+    (([True,False],[False,True]),'mask of 2 flags for 8 items'), ((torch.tensor([True,False]),torch.tensor([False,True])),'mask of 2 flags for 8 items'), ((['a'],['b']),'splitter returns positions or masks, not'), (5,'splitter returns positions or masks, not 5')))
 @pytest.mark.parametrize('ask', ('datasets','dataloaders','summary'))
 def test_splitters_that_will_not_do(fns, what, says, ask):
     with pytest.raises((ValueError,TypeError), match=says): getattr(block(splitter=lambda o: what), ask)(fns)
@@ -264,7 +265,7 @@ class Half(Transform):
     (dict(get_y=lambda o: None if Path(o).stem=='6' else 'cat'),r"Categorize failed on item \d \(.*6.png.*None is not among"),
     (dict(get_y=lambda o: float('nan') if Path(o).stem=='6' else 'cat'),r"Categorize failed on item \d \(.*6.png.*nan is not among the classes"),
     (dict(blocks=(ImageBlock, CategoryBlock(['cat']))),r"Categorize failed on item \d \(.*2.png.*'dog' is not among the classes"),
-    (dict(blocks=(ImageBlock, MaskBlock(['a'])), get_y=label),"PILMask.create failed on item .*a str: .*No such file"),
+    (dict(blocks=(ImageBlock, MaskBlock(['a'])), get_y=label),"PILMask.create failed on .*a str: .*No such file"),
     (dict(item_tfms=[Resize(8), Half]),r"Half failed on.*PILImage.*ZeroDivisionError: half of nothing"),
     (dict(item_tfms=None),'Resize')))
 @pytest.mark.parametrize('n_workers', ('summary',0,1))

@@ -8,7 +8,7 @@ from PIL import Image
 from scratchai.data import *
 from scratchai.block import ImageDataLoaders
 from scratchai.crops import Resize
-from scratchai.transform import PILImageBW,TransformError
+from scratchai.types import PILImageBW,TransformError
 
 ims = ImageDataLoaders
 kw = dict(n_workers=0, size=16, device='cpu')
