@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['retain_type', 'TensorBase', 'TensorImageBase', 'TensorImage', 'TensorImageBW', 'TensorMask', 'TensorPoint',
-           'TensorCategory', 'TensorMultiCategory', 'show_title', 'Category', 'MultiCategory', 'show_item', 'PILBase',
+           'TensorCategory', 'TensorMultiCategory', 'show_title', 'show_item', 'Category', 'MultiCategory', 'PILBase',
            'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'CategoryMap', 'Transform', 'ItemTransform',
-           'DisplayedTransform']
+           'DisplayedTransform', 'ToTensor', 'IntToFloatTensor', 'TransformError']
 
 # %% ../nbs/36_types.ipynb #f1679cbd
 import inspect,io
@@ -25,7 +25,7 @@ from .doodles import class_names
 from .files import *
 from .files import _to_rgb
 
-# %% ../nbs/36_types.ipynb #03ef331e
+# %% ../nbs/36_types.ipynb #6d7e5b4d
 def retain_type(
     new, # What a function returned
     old=None, # What it was called on
@@ -36,11 +36,11 @@ def retain_type(
     if type(new) is Tensor and typ is not Tensor and issubclass(typ, Tensor):
         new = new.as_subclass(typ)
         if getattr(old, '__dict__', None): new.__dict__.update(old.__dict__)
-    elif type(new) is Image.Image and issubclass(typ, Image.Image) and new.mode==getattr(typ, '_mode', None):
-        new.__class__ = typ
+    of_typ = type(new) is Image.Image and issubclass(typ, Image.Image) and new.mode==getattr(typ, '_mode', None)
+    if of_typ: new.__class__ = typ
     return new
 
-# %% ../nbs/36_types.ipynb #a70bcd6b
+# %% ../nbs/36_types.ipynb #7080c0d2
 def _keeping(name):
     "The method `name` of `Tensor`, with a result of the class that it was called on"
     f = getattr(Tensor, name)
@@ -55,15 +55,15 @@ class TensorBase(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
     def __new__(cls, x, # What `tensor` takes
         **kwargs): return tensor(x, **kwargs).as_subclass(cls)
-    __getitem__,to,cpu,cuda,float,half,clone,detach,contiguous,pin_memory = map(_keeping,
-        '__getitem__ to cpu cuda float half clone detach contiguous pin_memory'.split())
+    _kept = '__getitem__ to cpu cuda float half clone detach contiguous pin_memory'.split()
+    __getitem__,to,cpu,cuda,float,half,clone,detach,contiguous,pin_memory = map(_keeping, _kept)
     def __iter__(self): return map(self.__getitem__, range(len(self)))
     def __reduce_ex__(self, proto): return _as_class,(self.as_subclass(Tensor),type(self),self.__dict__)
     def __deepcopy__(self, memo):
         res = memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
         return res
 
-# %% ../nbs/36_types.ipynb #3c615026
+# %% ../nbs/36_types.ipynb #4b8e814c
 class TensorImageBase(TensorBase):
     "A picture `(c, h, w)` or `(h, w)`, or a batch of them"
     _show_args = {}
@@ -71,6 +71,8 @@ class TensorImageBase(TensorBase):
 
 class TensorImage(TensorImageBase): "In colours"
 class TensorImageBW(TensorImage): "In greys"
+
+# %% ../nbs/36_types.ipynb #2e377c3e
 class TensorMask(TensorImageBase):
     "The class of each pixel, `(h, w)`"
     _show_args = dict(alpha=0.5, cmap='tab20', interpolation='nearest')
@@ -90,10 +92,11 @@ class TensorPoint(TensorBase):
         ctx.scatter(*self.cpu().T, **{'s':12, 'c':'red', 'edgecolors':'white', 'linewidths':.6, **kwargs})
         return ctx
 
+# %% ../nbs/36_types.ipynb #3e636092
 class TensorCategory(TensorBase): "The number of a class"
 class TensorMultiCategory(TensorCategory): "A one or a zero for each class, `(c,)`"
 
-# %% ../nbs/36_types.ipynb #5dfb271e
+# %% ../nbs/36_types.ipynb #b4065744
 def show_title(
     o, # A name, a number, or a list of names
     ctx=None, # matplotlib axes; `None`: print it
@@ -106,14 +109,6 @@ def show_title(
     ctx.set_title((f'{old}\n' if old else '') + printable(text), **{'fontsize':10, 'parse_math':False, **kwargs})
     return ctx
 
-class Category(str):
-    "The name of a class"
-    def show(self, ctx=None, **kwargs): return show_title(self, ctx)
-
-class MultiCategory(L):
-    "The names of several classes"
-    def show(self, ctx=None, **kwargs): return show_title(self, ctx)
-
 def show_item(
     o, # A tuple, or one of its parts
     ctx=None, # matplotlib axes
@@ -125,7 +120,39 @@ def show_item(
     for p in o: ctx = show_item(p, ctx, **kwargs)
     return ctx
 
-# %% ../nbs/36_types.ipynb #c1f9deb2
+# %% ../nbs/36_types.ipynb #02c9d07b
+class Category(str):
+    "The name of a class"
+    def show(self, ctx=None, **kwargs): return show_title(self, ctx)
+
+class MultiCategory(L):
+    "The names of several classes"
+    def show(self, ctx=None, **kwargs): return show_title(self, ctx)
+
+# %% ../nbs/36_types.ipynb #762bb40a
+def _from_array(x):
+    "A Pillow image from bytes, or from numbers between 0 and 1"
+    if x.ndim==3 and x.shape[0] in (1,3,4) and x.shape[2] not in (1,3,4): x = x.transpose(1,2,0)
+    if x.dtype.kind=='f': x = (x*255).round().clip(0,255)
+    return Image.fromarray(x.squeeze(2).astype(np.uint8) if x.shape[2:]==(1,) else x.astype(np.uint8))
+
+def _opened(src):
+    "`src` as a Pillow image that may not be decoded yet, and its name in messages"
+    if isinstance(src, Image.Image): return src.copy(),repr(src)
+    if isinstance(src, (Tensor,np.ndarray)): return _from_array(np.asarray(to_cpu(src))),'an array'
+    where = 'a picture in bytes' if isinstance(src, (bytes,bytearray)) else src
+    if isinstance(src, (str,Path)):
+        with open(src, 'rb', buffering=0) as f: src = f.readall()
+    elif hasattr(src, 'read'):
+        src.seek(0)
+        src = src.read()
+    try: return Image.open(io.BytesIO(src)),where
+    except UnidentifiedImageError as e: raise UnidentifiedImageError(f'{where} is no picture that can be read.') from e
+
+def _notes(im): # May the file say that the picture is turned?
+    return not im.info.keys().isdisjoint({'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}) or hasattr(im, 'tag_v2')
+
+# %% ../nbs/36_types.ipynb #e7f7b6a7
 class PILBase(Image.Image):
     "A Pillow picture of which the header is read at once, and the pixels when they are asked for"
     _mode,_file,_tensor_cls,_show_args = 'RGB',None,TensorImage,{}
@@ -178,27 +205,7 @@ class PILBase(Image.Image):
     def show(self, ctx=None, **kwargs): return show_image(self, ctx=ctx, **{**self._show_args, **kwargs})
     def __repr__(self): return f'{type(self).__name__} mode={self.mode} size={self.width}x{self.height}'
 
-def _opened(src):
-    "`src` as a Pillow image that may not be decoded yet, and its name in messages"
-    if isinstance(src, Image.Image): return src.copy(),repr(src)
-    if isinstance(src, (Tensor,np.ndarray)): return _from_array(np.asarray(to_cpu(src))),'an array'
-    where = 'a picture in bytes' if isinstance(src, (bytes,bytearray)) else src
-    if isinstance(src, (str,Path)):
-        with open(src, 'rb', buffering=0) as f: src = f.readall()
-    elif hasattr(src, 'read'): src = src.seek(0) or src.read()
-    try: return Image.open(io.BytesIO(src)),where
-    except UnidentifiedImageError as e: raise UnidentifiedImageError(f'{where} is no picture that can be read.') from e
-
-def _notes(im): return not im.info.keys().isdisjoint(_with_turn) or hasattr(im, 'tag_v2') # may it say how it is turned?
-_with_turn = {'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}
-
-def _from_array(x):
-    "A Pillow image from bytes, or from numbers between 0 and 1"
-    if x.ndim==3 and x.shape[0] in (1,3,4) and x.shape[2] not in (1,3,4): x = x.transpose(1,2,0)
-    if x.dtype.kind=='f': x = (x*255).round().clip(0,255)
-    return Image.fromarray(x.squeeze(2).astype(np.uint8) if x.shape[2:]==(1,) else x.astype(np.uint8))
-
-# %% ../nbs/36_types.ipynb #823e9d85
+# %% ../nbs/36_types.ipynb #5a64208c
 class PILImage(PILBase): "A picture in RGB"
 
 class PILImageBW(PILImage):
@@ -217,12 +224,13 @@ class PILMask(PILBase):
         if x.ndim==2 and x.min()>=0 and x.max()<256: return Image.fromarray(x.astype(np.uint8))
         raise OSError(f'a mask has whole numbers from 0 to 255, one a pixel; this is a picture of mode {im.mode}')
 
+# %% ../nbs/36_types.ipynb #58e1bb7a
 def image2tensor(img:Image.Image)->Tensor: # Bytes `(c, h, w)`; in memory, the channels are last
     "A picture's pixels, without a change of their order"
     x = np.frombuffer(bytearray(img.tobytes()), np.uint8) if img.mode in ('RGB','L') else np.array(img)
     return torch.from_numpy(x.reshape(img.height, img.width, -1).transpose(2,0,1))
 
-# %% ../nbs/36_types.ipynb #891033a8
+# %% ../nbs/36_types.ipynb #35fe7e85
 @patch(as_prop=True)
 def shape(x:Image.Image)->tuple: return x.size[1],x.size[0] # Height and width
 @patch(as_prop=True)
@@ -230,6 +238,7 @@ def n_px(x:Image.Image)->int: return x.size[0]*x.size[1] # Pixels
 @patch(as_prop=True)
 def aspect(x:Image.Image)->float: return x.size[0]/x.size[1] # Width by height
 
+# %% ../nbs/36_types.ipynb #f08a8293
 @patch
 def reshape(x:Image.Image, h:int, w:int, resample=Image.BILINEAR): return x.resize((w,h), resample)
 @patch
@@ -266,7 +275,7 @@ class CategoryMap(L):
     def map_ids(self, ids): return L(self[int(i)] for i in ids)
     def _new(self, items, *args, **kwargs): return L(items)
 
-# %% ../nbs/36_types.ipynb #12a9e2cc
+# %% ../nbs/36_types.ipynb #4639de23
 def _kinds(ann):
     "The classes that an annotation names"
     if get_origin(ann) in (Union,UnionType): ann = get_args(ann)
@@ -291,10 +300,12 @@ class _Overloads:
         return retain_type(res, x, typ) if type(res) in (Tensor,Image.Image) else res
     def find(self, t):
         "The function for an argument of class `t`, and the class of its result if that is annotated"
+        def fit(f):
+            kinds,typ = self.hints(f)
+            return f,[k for k in kinds if issubclass(t, k)],typ
         def far(k): return t.__mro__.index(k) if k in t.__mro__ else len(t.__mro__)-1.5
         for fs in self.groups:
-            fits = [(min(map(far, ks)),-i,f,typ) for i,f in enumerate(fs) for kinds,typ in [self.hints(f)]
-                    if (ks := [k for k in kinds if issubclass(t, k)])]
+            fits = [(min(map(far, ks)),-i,f,typ) for i,(f,ks,typ) in enumerate(map(fit, fs)) if ks]
             if fits: return self.found.setdefault(t, min(fits, key=itemgetter(0,1))[2:])
         return self.found.setdefault(t, (_same,None))
     def hints(self, f):
@@ -305,12 +316,12 @@ class _Overloads:
         kinds = _kinds(ps[self.at].annotation) if len(ps)>self.at else [object]
         return kinds,ret if isinstance(ret, type) and issubclass(ret, (Tensor,Image.Image)) else None
 
+# %% ../nbs/36_types.ipynb #f9a96f00
 _verbs = 'encodes','decodes','setups'
 
 class _Namespace(dict):
     "The body of a class: of the verbs, each definition is kept"
-    def __setitem__(self, k, v):
-        super().__setitem__(k, [*self.get(k, []), v] if k in _verbs and callable(v) else v)
+    def __setitem__(self, k, v): super().__setitem__(k, [*self.get(k, []), v] if k in _verbs and callable(v) else v)
 
 class _TfmMeta(type):
     @classmethod
@@ -322,7 +333,19 @@ class _TfmMeta(type):
         res._verbs = {k: getattr(res, k) for k in _verbs}
         return res
 
-# %% ../nbs/36_types.ipynb #477825b0
+# %% ../nbs/36_types.ipynb #54ac2727
+def _named(f):
+    "What a function is called"
+    f = getattr(f, 'func', f)
+    own = getattr(f, '__self__', None)
+    return (f'{own.__name__}.' if isinstance(own, type) else '') + getattr(f, '__name__', type(f).__name__)
+
+def _retuple(new, old):
+    "The tuple `new` in the class of `old`"
+    if type(old) is tuple or type(new) is not tuple or not isinstance(old, tuple): return new
+    return type(old)(*new) if hasattr(old, '_fields') else type(old)(new)
+
+# %% ../nbs/36_types.ipynb #0ded25ac
 class Transform(metaclass=_TfmMeta):
     "A function that may be undone, and runs only on what its annotation names; a tuple goes through part by part"
     order,split_idx,random,names,_whole = 0,None,True,False,False
@@ -366,6 +389,7 @@ class Transform(metaclass=_TfmMeta):
     encodes = decodes = _same
     def setups(self, items): pass
 
+# %% ../nbs/36_types.ipynb #fb7ca3f6
 class ItemTransform(Transform):
     "A transform that takes a tuple whole"
     _whole = True
@@ -373,15 +397,63 @@ class ItemTransform(Transform):
 class DisplayedTransform(Transform):
     "A transform that shows its arguments"
     def __repr__(self):
-        return f'{self.name} -- { {k: getattr(self, k) for k in argnames(self.__init__)[1:] if hasattr(self, k)} }'
+        args = {k: getattr(self, k) for k in argnames(self.__init__)[1:] if hasattr(self, k)}
+        return f'{self.name} -- {args}'
 
-def _named(f):
-    "What a function is called"
-    f = getattr(f, 'func', f)
-    own = getattr(f, '__self__', None)
-    return (f'{own.__name__}.' if isinstance(own, type) else '') + getattr(f, '__name__', type(f).__name__)
+# %% ../nbs/36_types.ipynb #4b3695e1
+class ToTensor(Transform):
+    "Pictures to tensors of their bytes"
+    order,random = 5,False
+    def encodes(self, o:PILBase): return image2tensor(o).as_subclass(o._tensor_cls)
+    def encodes(self, o:PILMask): return image2tensor(o)[0].as_subclass(o._tensor_cls)
 
-def _retuple(new, old):
-    "The tuple `new` in the class of `old`"
-    if type(old) is tuple or type(new) is not tuple or not isinstance(old, tuple): return new
-    return type(old)(*new) if hasattr(old, '_fields') else type(old)(new)
+class IntToFloatTensor(DisplayedTransform):
+    "Bytes to numbers from 0 to 1; those of a mask to whole numbers"
+    order,random = 10,False
+    def __init__(self,
+        div=255., # Pictures are divided by this; 0 or `None`: not divided
+        div_mask=1, # And masks by this
+    ): store_attr()
+    def encodes(self, o:TensorImage): return o.float().div_(self.div) if self.div else o.float()
+    def encodes(self, o:TensorMask): return (o//self.div_mask).long()
+    def decodes(self, o:TensorImage): return o.clamp(0., 1.) if self.div else o
+
+# %% ../nbs/36_types.ipynb #bf59f37d
+class TransformError(RuntimeError):
+    "A transform that failed, on what, and why"
+    def __init__(self, tfm:str, kind:str, cause:str, item=None):
+        super().__init__(tfm, kind, cause, item)
+        store_attr()
+    def __str__(self): return f"{self.tfm} failed on {f'item {self.item}, ' if self.item else ''}a {self.kind}: {self.cause}"
+    def at(self, i, items):
+        "This error, with the item's number and name"
+        if self.item: return self
+        return TransformError(*self.args[:3], f'{i} ({items.name(i)})' if isinstance(items, PackedPaths) else str(i))
+
+def _kind(o):
+    "The class of `o`, with the shape of a tensor and the parts of a tuple"
+    if isinstance(o, tuple): return f"{type(o).__name__} ({', '.join(map(_kind, o))})"
+    return f'{type(o).__name__} {tuple(o.shape)}' if isinstance(o, Tensor) and o.ndim else type(o).__name__
+
+# %% ../nbs/36_types.ipynb #d170fc66
+def _packed(items):
+    "Paths as `PackedPaths`, a frame as it is, and anything else as a list"
+    if isinstance(items, PackedPaths) or hasattr(items, 'iloc') or hasattr(items, 'subset'): return items
+    items = L(items, use_list=None)
+    return PackedPaths(items) if len(items) and all(isinstance(o, Path) for o in items) else items
+
+def _pick(items, idxs):
+    "The items at `idxs`, one number or several"
+    if type(idxs) is int or is_indexer(idxs): return (items.iloc if hasattr(items, 'iloc') else items)[idxs]
+    if hasattr(items, 'iloc'): return items.iloc[list(idxs)]
+    return PackedPaths(map(items.name, idxs)) if isinstance(items, PackedPaths) else L(items[i] for i in idxs)
+
+def _checked(splits, n):
+    "`splits` as lists of positions from 0 to `n-1`, without any in two of them"
+    if splits is None: return L(range(n), [])
+    splits,owner = L(splits).map(lambda o: L(mask2idxs(o)).map(int)),{}
+    if not splits[0]: raise ValueError(f'Of {n} items, none are for training: look at what splits them.')
+    for k,i in ((k,i) for k,idxs in enumerate(splits) for i in idxs):
+        if not 0<=i<n: raise ValueError(f'Split {k} names item {i}, but there are {n} items, 0 to {n-1}.')
+        if owner.setdefault(i, k)!=k: raise ValueError(f'Item {i} is in split {owner[i]} and in split {k}.')
+    return splits
