@@ -304,3 +304,67 @@ def test_values_are_torchs():
     for m in (ours, ref): m(x).square().sum().backward()
     assert ours(x).equal(ref(x))
     for p,q in zip(ours.parameters(), ref.parameters(), strict=True): assert p.grad.equal(q.grad)
+
+class Inner(Module):
+    def __init__(self):
+        self.weight = Parameter(torch.randn(3, 3))
+        self.register_buffer('seen', torch.zeros(3))
+        self.register_buffer('scratch', torch.zeros(2), persistent=False)
+    def forward(self, x):
+        self.seen = self.seen + x.detach().sum(0) # a new tensor, not in place
+        return x@self.weight
+
+class Outer(Module):
+    def __init__(self): self.layers,self.act,self.out = [Inner(), {'a':Inner()}],torch.relu,nn.Linear(3, 2)
+    def forward(self, x): return self.out(self.act(self.layers[1]['a'](self.layers[0](x))))
+
+def test_to_torch_shares_names_and_tensors():
+    m = Outer()
+    t,x = to_torch(m),torch.randn(4,3)
+    assert isinstance(t, nn.Module) and to_torch(m.out) is m.out
+    assert [k for k,_ in t.named_parameters()]==m.named_parameters().itemgot(0) and list(t.state_dict())==list(m.state_dict())
+    assert all(a is b for a,b in zip(t.parameters(), m.parameters(), strict=True))
+    assert 'layers.1.a.scratch' in dict(t.named_buffers()) and 'layers.1.a.scratch' not in t.state_dict()
+    seq = nn.Sequential(nn.Flatten(), t)
+    seq(x).sum().backward()
+    assert all(p.grad is not None for p in m.parameters()) and m.layers[0].seen.equal(x.sum(0))
+    assert t.get_buffer('layers.0.seen').equal(x.sum(0)) # also where `forward` made a new tensor
+    opt = torch.optim.SGD(seq.parameters(), 0.1)
+    before = m.layers[0].weight.clone()
+    opt.step()
+    assert not m.layers[0].weight.equal(before)
+
+def test_to_torch_follows():
+    m = Outer()
+    t,x = to_torch(m),torch.randn(4,3)
+    assert not t.eval().__ours__.training and not m.layers[1]['a'].training and t.train() is t and m.layers[0].training
+    t.double()
+    assert {o.dtype for o in m.state_dict().values()}=={torch.float64} and t(x.double()).dtype==torch.float64
+    t.float().load_state_dict(Outer().state_dict())
+    assert all(a.equal(b) for a,b in zip(t.state_dict().values(), m.state_dict().values(), strict=True)) and t(x).equal(m(x))
+    m.load_state_dict(Outer().state_dict())
+    assert all(a.equal(b) for a,b in zip(t.state_dict().values(), m.state_dict().values(), strict=True))
+    m.to(torch.float64)
+    m.layers[0].weight = Parameter(torch.ones(3, 3).double())
+    assert t(x.double()).equal(m(x.double())) and t.get_parameter('layers.0.weight') is m.layers[0].weight
+    m.to(torch.float32)
+    c = copy.deepcopy(t)
+    c.get_parameter('layers.0.weight').data.zero_()
+    assert c(x).equal(c.__ours__(x)) and m.layers[0].weight.abs().sum()>0
+    check_parts(Sequential(t, torch.relu))
+    assert len(Sequential(t, torch.relu).parameters())==len(m.parameters())
+    assert repr(to_torch(Sequential(Outer()))).startswith('Sequential(\n  (0): Outer(')
+
+def test_to_torch_exports():
+    class Net(Module):
+        def __init__(self): self.l1,self.l2 = Affine1(4, 5),nn.Linear(5, 2)
+        def forward(self, x): return self.l2(self.l1(x).relu())
+    m,x = Net(),torch.randn(3,4)
+    weight = m.l1.weight
+    program = torch.export.export(to_torch(m).eval(), (x,))
+    torch.testing.assert_close(program.module()(x), m(x))
+    assert m.l1.weight is weight and sorted(program.state_dict)==sorted(m.state_dict())
+
+class Affine1(Module):
+    def __init__(self, ni, nf): self.weight,self.bias = Parameter(torch.randn(nf, ni)),Parameter(torch.zeros(nf))
+    def forward(self, x): return x@self.weight.T + self.bias
