@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 from .core import *
 from .files import *
 
-# %% ../nbs/02_loader.ipynb #ba15cb4a
+# %% ../nbs/02_loader.ipynb #cf224e0b
 def collate(
     items, # Items of one form: tensors, arrays, numbers, or tuples, lists and dicts of them
 ): # The same form, with a first axis of length `len(items)`; what is none of these (text, `None`) is a list
@@ -33,7 +33,7 @@ def collate(
         xs = list(map(torch.as_tensor, items))
         last = xs[0].ndim==3 and not xs[0].is_contiguous() and xs[0].permute(1,2,0).is_contiguous() # channels last?
         res = torch.stack([x.permute(1,2,0) for x in xs]).permute(0,3,1,2) if last else torch.stack(xs)
-        return res.as_subclass(type(o)) if isinstance(o, Tensor) else res
+        return res.as_subclass(type(o)) if isinstance(o, Tensor) and type(o) is not Tensor else res
     if isinstance(o, (int,float,np.number,np.bool_)): return torch.tensor(items)
     if isinstance(o, (dict,UserDict)):
         if any(p.keys()!=o.keys() for p in items): raise ValueError('the dicts have different keys')

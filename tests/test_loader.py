@@ -82,6 +82,7 @@ def test_collate_keeps_memory_as_it_is():
     mixed = [torch.rand(5,7,3).permute(2,0,1), torch.rand(3,5,7)]
     assert torch.equal(collate(mixed), torch.stack(mixed))
     with pytest.raises(RuntimeError): collate([torch.rand(5,7,3).permute(2,0,1), torch.rand(5,7)])
+    assert type(collate([np.ma.array([1,2])]*2)) is torch.Tensor and collate([torch.eye(3).to_sparse()]*2).is_sparse
 
 @pytest.mark.parametrize('size', (8,64)) # a batch that is piped, and one in shared memory
 @pytest.mark.parametrize('cls', (torch.Tensor,Marked))
