@@ -8,8 +8,7 @@ __all__ = ['BBoxLblBlock', 'TransformBlock', 'ImageBlock', 'CategoryBlock', 'Dat
            'PointBlock', 'BBoxBlock', 'AddMaskCodes', 'MaskBlock', 'ImageDataLoaders', 'SegmentationDataLoaders',
            'CachedItems']
 
-# %% ../nbs/12_block.ipynb #4ed4d256
-import os,warnings
+# %% ../nbs/12_block.ipynb #230cdd97
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -174,7 +173,7 @@ class DataBlock:
         _walk('Batch', dl.after_batch, dl.new(after_batch=None).one_batch())
         if show_batch: dl.show_batch(**kwargs)
 
-# %% ../nbs/12_block.ipynb #cb987cad
+# %% ../nbs/12_block.ipynb #8fd0506e
 class MultiCategorize(Categorize):
     "Lists of classes to their numbers, and back"
     loss_func = BCEWithLogitsLossFlat()
@@ -195,13 +194,12 @@ class OneHotEncode(Transform):
     def encodes(self, o:TensorMultiCategory): return TensorMultiCategory(torch.zeros(self.c).index_fill_(0, o.long(), 1))
     def decodes(self, o:TensorMultiCategory): return TensorMultiCategory(o.nonzero()[:,0])
 
-class EncodedMultiCategorize(Categorize):
+class EncodedMultiCategorize(MultiCategorize):
     "Rows of zeros and ones that are there already"
-    loss_func = BCEWithLogitsLossFlat()
-    def __init__(self, vocab): super().__init__(vocab, sort=False) # What each place stands for
-    def setups(self, items): pass
+    def setups(self, items):
+        if self.vocab is None: raise ValueError('Encoded labels need a `vocab`, which says what each place stands for.')
     def encodes(self, o): return TensorMultiCategory(tensor(o).float())
-    def decodes(self, o:TensorMultiCategory): return MultiCategory(self.vocab[i] for i in o.nonzero()[:,0].tolist())
+    def decodes(self, o:TensorMultiCategory): return super().decodes(TensorMultiCategory(o.nonzero()[:,0]))
 
 # %% ../nbs/12_block.ipynb #836840d9
 def MultiCategoryBlock(encoded:bool=False, vocab=None, add_na:bool=False): # The last two as in `Categorize`
@@ -271,23 +269,7 @@ def MaskBlock(codes=None, values=None): # As in `AddMaskCodes`
     "A class for every pixel"
     return TransformBlock(type_tfms=[PILMask.create, AddMaskCodes(codes, values)], batch_tfms=IntToFloatTensor)
 
-# %% ../nbs/12_block.ipynb #849c3c9b
-def _below(fn, roots):
-    "The folder directly below one of `roots` in which `fn` lies; elsewhere, its own folder"
-    fn = os.fspath(fn)
-    root = first(roots, fn.startswith)
-    return fn[len(root):].split(os.sep)[0] if root else parent_label(fn)
-
-def _in_classes(d, use, path):
-    "The pictures in the class folders of `d`"
-    every = get_image_files(d) if d.is_dir() else L()
-    res = every.filter(lambda o: o.parent!=d)
-    has = ', '.join(sorted(o.name for o in path.iterdir() if o.is_dir())) or 'no folders at all'
-    if not res: raise ValueError(f'No pictures to {use} with are in {d}/<class>/; {path} has {has}.')
-    if len(res)<len(every): warnings.warn(f'Pictures directly in {d} have no class, and are left out.')
-    return res
-
-# %% ../nbs/12_block.ipynb #c905748e
+# %% ../nbs/12_block.ipynb #c1ef5d42
 class ImageDataLoaders(DataLoaders):
     "`DataLoaders` of pictures in files; each factory is a `DataBlock`"
     @classmethod
@@ -339,11 +321,7 @@ class ImageDataLoaders(DataLoaders):
         *args, **kwargs # As in `from_path_func`
     )->DataLoaders:
         "From a folder in Imagenette's layout"
-        path,other = Path(path),dict(val='valid', valid='val').get(valid, valid)
-        dirs = [path/train, path/(other if (path/other).is_dir() and not (path/valid).is_dir() else valid)]
-        if valid_pct is not None: dirs = [d for d in dirs if any(o.is_dir() for o in d.glob('*'))] or [path]
-        found = [_in_classes(d, use, path) for d,use in zip(dirs, ('train','validate'))]
-        n,fns,label = len(found[0]),L(found).concat(),partial(_below, roots=[f'{d}{os.sep}' for d in dirs])
+        fns,n,label = class_files(path, train, valid, split=valid_pct is None)
         if valid_pct is None: kwargs['splitter'] = IndexSplitter(range(n, len(fns)))
         return cls.from_path_func(path, fns, label, valid_pct, seed, *args, y_block=CategoryBlock(vocab), **kwargs)
     @classmethod

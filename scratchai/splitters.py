@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ColReader', 'IndexSplitter', 'MaskSplitter', 'FuncSplitter', 'ColSplitter', 'FileSplitter', 'EndSplitter',
-           'RandomSubsetSplitter', 'TrainTestSplitter', 'read_csv', 'check_cells']
+           'RandomSubsetSplitter', 'TrainTestSplitter', 'class_files', 'read_csv', 'check_cells']
 
-# %% ../nbs/39_splitters.ipynb #97e71d8b
+# %% ../nbs/39_splitters.ipynb #f20d2cce
 import csv,os,warnings
+from functools import partial
 
 import numpy as np
 from fastcore.all import *
@@ -177,6 +178,35 @@ class TrainTestSplitter:
         except ImportError as e: raise ImportError('scikit-learn is missing: `pip install scikit-learn`.') from e
         kwargs = {k: getattr(self, k) for k in 'test_size random_state stratify train_size shuffle'.split()}
         return tuple(map(L, train_test_split(list(range(len(items))), **kwargs)))
+
+# %% ../nbs/39_splitters.ipynb #5d5a08bf
+def _below(fn, roots):
+    "The folder directly below one of `roots` in which `fn` lies; elsewhere, its own folder"
+    fn = os.fspath(fn)
+    root = first(roots, fn.startswith)
+    return fn[len(root):].split(os.sep)[0] if root else parent_label(fn)
+
+def _in_classes(d, use, path):
+    "The pictures in the class folders of `d`"
+    every = get_image_files(d) if d.is_dir() else L()
+    res = every.filter(lambda o: o.parent!=d)
+    has = ', '.join(sorted(o.name for o in path.iterdir() if o.is_dir())) or 'no folders at all'
+    if not res: raise ValueError(f'No pictures to {use} with are in {d}/<class>/; {path} has {has}.')
+    if len(res)<len(every): warnings.warn(f'Pictures directly in {d} have no class, and are left out.')
+    return res
+
+def class_files(
+    path, # A folder with class folders, in `train` and `valid` or directly
+    train:str='train', # The folder to train on
+    valid:str='valid', # The folder to validate on; `val` finds `valid`, and `valid` finds `val`
+    split:bool=True, # Are there these two? Else the class folders of all that are there, or of `path`, are taken as one
+)->tuple: # The files, those to train on first; the number of these; a function from file to class
+    "The pictures in class folders, and what tells their classes"
+    path,other = Path(path),dict(val='valid', valid='val').get(valid, valid)
+    dirs = [path/train, path/(other if (path/other).is_dir() and not (path/valid).is_dir() else valid)]
+    if not split: dirs = [d for d in dirs if any(o.is_dir() for o in d.glob('*'))] or [path]
+    found = [_in_classes(d, use, path) for d,use in zip(dirs, ('train','validate'))]
+    return L(found).concat(),len(found[0]),partial(_below, roots=[f'{d}{os.sep}' for d in dirs])
 
 # %% ../nbs/39_splitters.ipynb #cbd9bb20
 def read_csv(

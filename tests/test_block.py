@@ -73,6 +73,7 @@ def test_several_classes_that_are_encoded(fns):
     enc = block((ImageBlock, MultiCategoryBlock(encoded=True, vocab=['b','a'])), get_y=lambda o: [0,1]).datasets(fns)
     assert enc[0][1].tolist()==[0.,1.] and enc[0][1].dtype==torch.float32 and enc.decode(enc[0])[1]==['a'] and enc.c==2
     assert isinstance(enc.loss_func, BCEWithLogitsLossFlat)
+    with pytest.raises(ValueError, match='Encoded labels need a `vocab`'): block((ImageBlock, MultiCategoryBlock(encoded=True)), get_y=lambda o: [0,1]).datasets(fns)
     assert OneHotEncode(c=4)(TensorMultiCategory([1,3])).tolist()==[0,1,0,1]
 
 def test_numbers(fns):
