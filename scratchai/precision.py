@@ -66,7 +66,7 @@ def _function(m):
     f = m.forward
     return f.__func__ if getattr(f, '__self__', None) is m else lambda _, *args, **kwargs: f(*args, **kwargs)
 
-# %% ../nbs/15_precision.ipynb #bc176081
+# %% ../nbs/15_precision.ipynb #526c60ff
 @delegates(LossScaler)
 class MixedPrecision(Callback):
     "Computes the model's `forward` in 16 bits; in float16, scales the loss, and skips steps if gradients overflow"
@@ -88,8 +88,7 @@ class MixedPrecision(Callback):
         device = p.device.type if p is not None else 'cpu'
         if len(self.cbs.filter(lambda o: isinstance(o, MixedPrecision)))>1:
             raise ValueError('There are two `MixedPrecision`s; `to_fp32()` removes those of the learner.')
-        self.active = device!='cpu' or self.scaler is None or self.on_cpu
-        if self.active: self._wrap(device)
+        if device!='cpu' or self.scaler is None or self.on_cpu: self._wrap(device)
         elif not self.told: warnings.warn('float16 is for a GPU: on this CPU it is ignored, and training goes on in '
             'float32. `to_bf16()` works on a CPU too.')
         self.told = True
@@ -99,7 +98,7 @@ class MixedPrecision(Callback):
             'steps are not lost. Bring the model there first: `learn.model.to(torch.float32)`.')
         inner,self.old = torch.autocast(device, self.dtype)(_function(self.model)),vars(self.model).get('forward')
         def forward(model, *args, **kwargs): return to_float(inner(model, *args, **kwargs))
-        self.model.forward = MethodType(forward, self.model)
+        self.model.forward,self.active = MethodType(forward, self.model),True
     def cleanup_fit(self):
         if self.active: vars(self.model).pop('forward', None)
         if self.active and self.old: self.model.forward = self.old

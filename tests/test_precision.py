@@ -361,7 +361,10 @@ def test_two_of_them_are_refused():
 @pytest.mark.parametrize('kind', [torch.float16, torch.bfloat16])
 def test_weights_of_16_bits_are_refused(kind):
     learn = learner(model=Tiny().to(kind)).to_bf16()
+    learn.compile(backend='eager')
+    own = learn.model.forward
     with pytest.raises(TypeError, match='`a.weight` has 16 bits.*to\\(torch.float32\\)'): learn.fit(1)
+    assert learn.model.forward==own
     learn.model.to(torch.float32)
     learn.fit(1)
 
