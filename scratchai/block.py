@@ -53,7 +53,7 @@ def _merge(*tfms):
     def kind(o): return type(o) if isinstance(o, (Transform,Normalize)) and type(o) is not Transform else id(o)
     return L({kind(o): o for o in L(map(L, tfms)).concat().map(_own)}.values())
 
-# %% ../nbs/12_block.ipynb #c6e99218
+# %% ../nbs/12_block.ipynb #f6ef65ab
 def _brief(o):
     "`o` in a few words: its class and shape, or what it is if that is short"
     if isinstance(o, tuple): return f"({', '.join(map(_brief, o))})"
@@ -61,7 +61,7 @@ def _brief(o):
     if hasattr(o, 'to_dict') and o.ndim==1: o = o.to_dict() # a row of a frame
     dtype = str(getattr(o, 'dtype', '')).replace('torch.', ' ')
     if hasattr(o, 'shape'): return f"{type(o).__name__} {'x'.join(map(str, o.shape))}{dtype}"
-    if isinstance(o, Path): return printable('/'.join(('…',*o.parts)[max(-4, -1-len(o.parts)):]))
+    if isinstance(o, Path): return printable('/'.join(o.parts if len(o.parts)<4 else ('…',*o.parts[-3:])))
     return truncstr(printable(repr(o)), 60, suf='…')
 
 def _walk(title, fs, o, where='0'):
