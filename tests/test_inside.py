@@ -43,6 +43,8 @@ def test_several_hooks():
     assert torch.equal(hooks[0].stored, torch.ones(2,10)) and len(hooks)==1
     with hook_outputs([m[6]], detach=False) as hooks: m(torch.randn(2,3,32,32))
     assert hooks[0].stored.requires_grad
+    with hook_output(m[4]) as one, hook_output(m[6], grad=True) as grad: m(torch.randn(2,3,32,32)).sum().backward()
+    assert one.stored.shape==(2,128,1,1) and torch.equal(grad.stored, torch.ones(2,10)) and not m[4].__hooks__
     ref = nn.Sequential(nn.Linear(3,2), nn.ReLU())
     with hook_outputs(leaf_modules(ref)) as hooks: out = ref(torch.ones(1,3))
     assert torch.equal(hooks.stored[1], out.detach()) and not ref[0]._forward_hooks
