@@ -359,7 +359,7 @@ class SegmentationDataLoaders(DataLoaders):
         return ImageDataLoaders.from_path_func(path, fnames, label_func, valid_pct, seed, *args, y_block=MaskBlock(codes, values),
             **kwargs)
 
-# %% ../nbs/12_block.ipynb #19443879
+# %% ../nbs/12_block.ipynb #826cb77d
 class CachedItems(Cached, TfmdItems):
     "The items of a loader, their pictures decoded once"
     fns=tfm = None # what `Cached` asks for; nothing happens to a picture behind the cache
@@ -389,5 +389,5 @@ class CachedItems(Cached, TfmdItems):
         return self.cache.get(range(len(self))[i], lambda i: self._made(i)[0].permute(1,2,0).as_subclass(Tensor), keep)
     def __getitem__(self, i): return self.decode(i).permute(2,0,1).as_subclass(self.cls),*self.y[i]
     def cached_batch(self, idxs):
-        x = self.cache.x.index_select(0, torch.tensor(idxs)).permute(0,3,1,2)
-        return [(o.as_subclass(self.cls),*self.y[i]) for o,i in zip(x.unbind(), idxs)]
+        x,*rest = self.cache.x.index_select(0, torch.tensor(idxs)).permute(0,3,1,2).unbind()
+        return [(o,*self.y[i]) for o,i in zip([x.as_subclass(self.cls), *rest], idxs)] # a batch has its first item's class
