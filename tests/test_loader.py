@@ -1,6 +1,7 @@
 "The loader: what it promises, and real faults, each of which ends in its sentence, in seconds, with no process left"
 import copy,gc,itertools,multiprocessing as mp,os,pickle,random,signal,subprocess,sys,threading,time,warnings
 from collections import UserDict,defaultdict,namedtuple
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np,pytest,torch
@@ -717,13 +718,13 @@ def test_verify(tmp_path):
 @linux
 def test_worker_killed_in_verify(tmp_path):
     os.mkfifo(tmp_path/'a.jpg') # reading it waits for ever
-    before = set(children())
-    def worker():
-        "A new child that is there for longer than a program which is being started"
-        some = set(children())-before
-        time.sleep(.2)
-        return some & set(children())
-    threading.Thread(target=lambda: os.kill(until(worker).pop(), signal.SIGKILL)).start()
+    def reads(pid):
+        with suppress(OSError): return any(o.resolve()==tmp_path/'a.jpg' for o in Path(f'/proc/{pid}/fd').iterdir())
+    def kill():
+        fd = os.open(tmp_path/'a.jpg', os.O_WRONLY) # waits until the worker has opened it
+        os.kill(until(lambda: [o for o in children() if reads(o)])[0], signal.SIGKILL)
+        os.close(fd)
+    threading.Thread(target=kill).start()
     says(lambda: verify_images([tmp_path/'a.jpg'], n_workers=1, progress=False), 'killed by SIGKILL')
 
 @pytest.mark.slow
