@@ -18,8 +18,7 @@ def make_model():
 
 class Resident:
     "Batches of pictures that lie on the device, so that nothing but the training is timed"
-    def __init__(self, dl, shuffle, channels_last):
-        x,y = map(torch.cat, zip(*dl))
+    def __init__(self, x, y, shuffle, channels_last):
         x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         self.x,self.y,self.shuffle = x.to(device),y.to(device),shuffle
     def __len__(self): return len(self.y)//bs # no smaller batch at the end, which would be compiled again
@@ -86,10 +85,10 @@ def plain(dls):
 
 def main():
     loaded = folder_dls(doodles(n_train=n_train, n_valid=n_train//4), size=size, bs=bs, device='cpu')
-    parts = [(loaded.train,True),(loaded.valid,False)]
-    def resident(cl): return NS(**{k:Resident(dl, s, cl) for k,(dl,s) in zip(('train','valid'), parts)}, device=device, c=10)
+    parts = {k: [torch.cat(o) for o in zip(*getattr(loaded, k))] for k in ('train','valid')}
+    loaded.close()
+    def resident(cl): return NS(**{k:Resident(*xy, k=='train', cl) for k,xy in parts.items()}, device=device)
     by_order = {cl:resident(cl) for cl in (False,True)}
-    for dl,_ in parts: dl.close()
     n = len(by_order[True].train)*bs
     head = ['', 'images/s', 'times', *(['peak MB beside the pictures'] if gpu else []), 'first epoch s', 'accuracy']
     rows,base,skips = [head],None,[]
