@@ -332,7 +332,7 @@ def test_set(
     if isinstance(dsets, TfmdLists): return one(dsets)
     return dsets._from([one(o) for o in (dsets.tls if with_labels else dsets.tls[:dsets.n_inp])])
 
-# %% ../nbs/11_transform.ipynb #caa60cce
+# %% ../nbs/11_transform.ipynb #41b44a75
 @patch
 def test_dl(self:DataLoaders,
     items, # Paths, pictures, arrays, or rows of a frame
@@ -341,7 +341,7 @@ def test_dl(self:DataLoaders,
     **kwargs # Passed on to the loader
 )->TfmdDL:
     "A loader of further `items`, for which there need be no labels"
-    dl = self[min(1, len(self)-1)]
+    dl = first(self[1:], len) or self[0]
     if not isinstance(dl, TfmdDL): raise TypeError(f'`test_dl` needs a `TfmdDL`, not a {type(dl).__name__}.')
     ds = test_set(dl.dataset, items, with_labels)
     return dl.new(ds, **{**dict(shuffle=False, drop_last=False, bs=bs or dl.bs, num_workers=num_workers), **kwargs})

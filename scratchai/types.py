@@ -129,17 +129,17 @@ class MultiCategory(L):
     "The names of several classes"
     def show(self, ctx=None, **kwargs): return show_title(self, ctx)
 
-# %% ../nbs/36_types.ipynb #762bb40a
-def _from_array(x):
-    "A Pillow image from bytes, or from numbers between 0 and 1"
+# %% ../nbs/36_types.ipynb #62b9c0ee
+def _from_array(x, white):
+    "A Pillow image from bytes, or from real numbers times `white`"
     if x.ndim==3 and x.shape[0] in (1,3,4) and x.shape[2] not in (1,3,4): x = x.transpose(1,2,0)
-    if x.dtype.kind=='f': x = (x*255).round().clip(0,255)
+    if x.dtype.kind=='f': x = (x*white).round().clip(0,255)
     return Image.fromarray(x.squeeze(2).astype(np.uint8) if x.shape[2:]==(1,) else x.astype(np.uint8))
 
-def _opened(src):
+def _opened(src, white=255):
     "`src` as a Pillow image that may not be decoded yet, and its name in messages"
     if isinstance(src, Image.Image): return src.copy(),repr(src)
-    if isinstance(src, (Tensor,np.ndarray)): return _from_array(np.asarray(to_cpu(src))),'an array'
+    if isinstance(src, (Tensor,np.ndarray)): return _from_array(np.asarray(to_cpu(src)), white),'an array'
     where = 'a picture in bytes' if isinstance(src, (bytes,bytearray)) else src
     if isinstance(src, (str,Path)):
         with open(src, 'rb', buffering=0) as f: src = f.readall()
@@ -152,18 +152,18 @@ def _opened(src):
 def _notes(im): # May the file say that the picture is turned?
     return not im.info.keys().isdisjoint({'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}) or hasattr(im, 'tag_v2')
 
-# %% ../nbs/36_types.ipynb #e7f7b6a7
+# %% ../nbs/36_types.ipynb #f532c27b
 class PILBase(Image.Image):
     "A Pillow picture of which the header is read at once, and the pixels when they are asked for"
-    _mode,_file,_tensor_cls,_show_args = 'RGB',None,TensorImage,{}
+    _mode,_white,_file,_tensor_cls,_show_args = 'RGB',255,None,TensorImage,{}
     @classmethod
     def create(cls,
-        src, # A path, bytes of a file, an open file, an array or tensor, or a Pillow image
+        src, # A path, bytes of a file, an open file, an array or tensor (real numbers: from 0 to 1), or a Pillow image
         **kwargs # Attributes of the picture
     ): # A picture of this class
         "Open a picture"
         if type(src) is cls and not kwargs: return src
-        (im,where),res = _opened(src),cls()
+        (im,where),res = _opened(src, cls._white),cls()
         res._file,res.info,res._mode,res._size,res._where = im,im.info,cls._mode,im.size,where
         if _notes(im) and im.getexif().get(0x112) in (5,6,7,8): res._size = im.size[::-1]
         if kwargs: vars(res).update(kwargs)
@@ -205,7 +205,7 @@ class PILBase(Image.Image):
     def show(self, ctx=None, **kwargs): return show_image(self, ctx=ctx, **{**self._show_args, **kwargs})
     def __repr__(self): return f'{type(self).__name__} mode={self.mode} size={self.width}x{self.height}'
 
-# %% ../nbs/36_types.ipynb #5a64208c
+# %% ../nbs/36_types.ipynb #efd1c380
 class PILImage(PILBase): "A picture in RGB"
 
 class PILImageBW(PILImage):
@@ -216,7 +216,7 @@ class PILImageBW(PILImage):
 
 class PILMask(PILBase):
     "A picture whose pixels are numbers of classes"
-    _mode,_tensor_cls,_show_args = 'L',TensorMask,TensorMask._show_args
+    _mode,_white,_tensor_cls,_show_args = 'L',1,TensorMask,TensorMask._show_args
     @staticmethod
     def _converted(im):
         x = np.asarray(im)
@@ -389,7 +389,7 @@ class Transform(metaclass=_TfmMeta):
     encodes = decodes = _same
     def setups(self, items): pass
 
-# %% ../nbs/36_types.ipynb #fb7ca3f6
+# %% ../nbs/36_types.ipynb #315d637b
 class ItemTransform(Transform):
     "A transform that takes a tuple whole"
     _whole = True
@@ -399,6 +399,8 @@ class DisplayedTransform(Transform):
     def __repr__(self):
         args = {k: getattr(self, k) for k in argnames(self.__init__)[1:] if hasattr(self, k)}
         return f'{self.name} -- {args}'
+
+for o in (PILBase.create.__func__, parent_label, RegexLabeller, FolderLabeller): o.random,o.names = False,True
 
 # %% ../nbs/36_types.ipynb #4b3695e1
 class ToTensor(Transform):
