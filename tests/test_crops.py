@@ -7,9 +7,8 @@ from PIL import Image,ImageOps
 
 from scratchai.crops import *
 from scratchai.files import *
-from scratchai.transform import *
-
-del test_set # no test
+from scratchai.transform import Pipeline,ToTensor,TransformError
+from scratchai.types import *
 
 sizes = (100,80),(80,100),(37,91),(64,64),(250,33)
 kinds = [Resize(64), Resize((48,64), 'squish'), Resize((64,48), 'pad'), Resize(31, 'pad', 'zeros'), CropPad((120,40)), RandomCrop(50),
