@@ -28,7 +28,7 @@ from .splitters import *
 from .files import _listed
 from .transform import _pick
 
-# %% ../nbs/12_block.ipynb #a1483327
+# %% ../nbs/12_block.ipynb #70ba3e1e
 @dataclass
 class TransformBlock:
     "How one part of an item is made, and what comes with it"
@@ -37,7 +37,8 @@ class TransformBlock:
     batch_tfms:list=None # Transforms of the batch, on the device
     dl_type:type=None # A class of loader; `None`: `TfmdDL`
     dls_kwargs:dict=None # Arguments for the loaders
-    def __post_init__(self): self.type_tfms,self.item_tfms,self.batch_tfms = L(self.type_tfms),L(self.item_tfms),L(self.batch_tfms)
+    def __post_init__(self):
+        for k in 'type_tfms','item_tfms','batch_tfms': setattr(self, k, L(getattr(self, k)))
 
 def ImageBlock(cls=PILImage): return TransformBlock(cls.create, batch_tfms=IntToFloatTensor) # Or `PILImageBW`
 
@@ -73,7 +74,7 @@ def _walk(title, fs, o, where='0'):
         except TransformError as e: raise TransformError(*e.args[:3], where) from e.__cause__
     return o
 
-# %% ../nbs/12_block.ipynb #ec57d1f5
+# %% ../nbs/12_block.ipynb #ea53f481
 class DataBlock:
     "Which items there are, what of them is input and target, and which validate: all that `DataLoaders` need"
     def __init__(self,
@@ -90,10 +91,11 @@ class DataBlock:
     ):
         self.blocks = L(b() if callable(b) else b for b in L(ifnone(blocks, [TransformBlock]*2)))
         if bad := self.blocks.filter(risinstance(TransformBlock), negate=True):
-            raise TypeError(f'{bad[0]!r} is no block. Blocks are `ImageBlock`, `CategoryBlock()`, `TransformBlock(…)` …')
+            raise TypeError(f'{bad[0]!r} is no block. Blocks are `ImageBlock`, `CategoryBlock()` and their like.')
         self.n_inp,self.get_items = ifnone(n_inp, max(1, len(self.blocks)-1)),get_items
         self.getters,self.splitter = [noop]*len(self.blocks),splitter or RandomSplitter()
-        for k,fs,part in ('getters',getters,slice(None)),('get_x',get_x,slice(self.n_inp)),('get_y',get_y,slice(self.n_inp,None)):
+        x,y = slice(self.n_inp),slice(self.n_inp, None)
+        for k,fs,part in ('getters',getters,slice(None)),('get_x',get_x,x),('get_y',get_y,y):
             if fs is not None: self._set_getters(k, [fs] if callable(fs) else list(fs), part)
         self.dl_type = dl_type or first(self.blocks.attrgot('dl_type').filter()) or TfmdDL
         self._set_tfms(item_tfms, batch_tfms)
@@ -112,11 +114,11 @@ class DataBlock:
     def items(self, source):
         "The items of a source"
         res = self.get_items(source) if self.get_items else source
-        if isinstance(res, (str,Path)): raise TypeError(f'{res} is one path: say with `get_items` which items are there, '
-            'as `get_image_files` does.')
+        if isinstance(res, (str,Path)): raise TypeError(f'{res} is one path: say with `get_items` which items are '
+            'there, as `get_image_files` does.')
         if not hasattr(res, '__len__'): res = L(res)
-        if not len(res): raise ValueError(f'There are no items: {"`get_items` found" if self.get_items else "the source has"}'
-            f' none in {_brief(source)}.')
+        who = '`get_items` found' if self.get_items else 'the source has'
+        if not len(res): raise ValueError(f'There are no items: {who} none in {_brief(source)}.')
         return res
     def split(self, items):
         "Positions that train, and that validate; from a table, the splitter gets one with its rows numbered from 0"
@@ -124,14 +126,14 @@ class DataBlock:
         try:
             halves = L(map(_listed, found))
             res = halves.map(mask2idxs)
-        except (TypeError,ValueError) as e: raise TypeError(f'A splitter returns positions or masks, not {found!r}.') from e
+        except (TypeError,ValueError) as e: raise TypeError(f'The splitter returned no positions: {found!r}.') from e
         for o in halves:
             if isinstance(first(o), (bool,np.bool_)) and len(o)!=len(items):
                 raise ValueError(f'The splitter returned a mask of {len(o)} flags for {len(items)} items.')
         has = ' and '.join(f'{len(o)} {k}' for o,k in zip([*res, []], ('train','validate')))
-        if len(res)<2 or not all(res): raise ValueError(f'Of {len(items)} items, {has}. There must be some of each: look '
-            'at the items, the share or the column that decides.')
-        return res
+        if len(res)>1 and all(res): return res
+        raise ValueError(f'Of {len(items)} items, {has}. There must be some of each: look at the items, the share '
+            'or the column that decides.')
     def datasets(self, source, verbose:bool=False):
         "The samples of a source, whose labels have all been read"
         items,say = self.items(source),print if verbose else noop
@@ -139,10 +141,11 @@ class DataBlock:
         splits = self.split(items)
         say(' and '.join(f'{len(o):,} {k}' for o,k in zip(splits, ('train','validate'))))
         fs = [[] if g is noop else list(g) if isinstance(g, Pipeline) else [g] for g in self.getters]
-        if isinstance(_pick(items, 0), tuple): fs = [[ItemTransform(o) for o in f[:1]]+f[1:] for f in fs]
+        def whole(f): return f if isinstance(f, Transform) else ItemTransform(f)
+        if isinstance(_pick(items, 0), tuple): fs = [[whole(o) for o in f[:1]]+f[1:] for f in fs]
         tfms = [f+list(b.type_tfms.map(_own)) for f,b in zip(fs, self.blocks)]
         div = max([1, *self.batch_tfms.attrgot('div_mask', 1)])
-        for f in L(tfms).concat().filter(lambda f: hasattr(f, 'div_mask')): f.div_mask = div # a mask is checked before that
+        for f in L(tfms).concat().filter(lambda f: hasattr(f, 'div_mask')): f.div_mask = div # for the check of a mask
         res = Datasets(items, tfms, splits=splits, n_inp=self.n_inp, dl_type=self.dl_type)
         for tl in res.tls.filter(lambda o: o.tfms.fs.filter(risinstance(Categorize))):
             for i in L(splits).concat(): tl[i]
@@ -173,7 +176,7 @@ class DataBlock:
         _walk('Batch', dl.after_batch, dl.new(after_batch=None).one_batch())
         if show_batch: dl.show_batch(**kwargs)
 
-# %% ../nbs/12_block.ipynb #8fd0506e
+# %% ../nbs/12_block.ipynb #bcca78ec
 class MultiCategorize(Categorize):
     "Lists of classes to their numbers, and back"
     loss_func = BCEWithLogitsLossFlat()
@@ -191,7 +194,7 @@ class OneHotEncode(Transform):
     def __init__(self, c:int|None=None): # Number of classes; `None`: those of the vocab
         self.c = c
     def setups(self, items): self.c = ifnone(self.c, len(items.vocab))
-    def encodes(self, o:TensorMultiCategory): return TensorMultiCategory(torch.zeros(self.c).index_fill_(0, o.long(), 1))
+    def encodes(self, o:TensorMultiCategory): return torch.zeros(self.c).index_fill_(0, o.long().as_subclass(Tensor), 1)
     def decodes(self, o:TensorMultiCategory): return TensorMultiCategory(o.nonzero()[:,0])
 
 class EncodedMultiCategorize(MultiCategorize):
@@ -232,17 +235,17 @@ class PointScaler(ItemTransform):
         wh = tensor(o[0].shape[-2:]).flip(0)
         return tuple(TensorPoint(f(p, wh)) if isinstance(p, TensorPoint) else p for p in o)
 
-# %% ../nbs/12_block.ipynb #581202b1
+# %% ../nbs/12_block.ipynb #a4d3f4f7
 def RegressionBlock(n_out:int|None=None): return TransformBlock(RegressionSetup(n_out)) # One number, or `n_out`
 
-def PointBlock(): return TransformBlock([TensorPoint.create, RegressionSetup], PointScaler) # Pairs of `x` and `y`, in pixels
+def PointBlock(): return TransformBlock([TensorPoint.create, RegressionSetup], PointScaler) # `(x, y)` in pixels
 
 def BBoxBlock(*args, **kwargs):
-    raise NotImplementedError('There are no blocks for boxes, `BBoxBlock` and `BBoxLblBlock`. The corners of one box are two '
-        'points, for `PointBlock`; more is for a `TransformBlock` of your own.')
+    raise NotImplementedError('There are no blocks for boxes, `BBoxBlock` and `BBoxLblBlock`. The corners of a box '
+        'are two points, for `PointBlock`; more is for a `TransformBlock` of your own.')
 BBoxLblBlock = BBoxBlock
 
-# %% ../nbs/12_block.ipynb #4db7a86d
+# %% ../nbs/12_block.ipynb #4c25c11b
 class AddMaskCodes(Transform):
     "What the values of a mask stand for; other values are an error"
     loss_func,random,div_mask = CrossEntropyLossFlat(axis=1),False,1
@@ -252,8 +255,8 @@ class AddMaskCodes(Transform):
     ):
         codes = ifnone(codes, values)
         self.codes,self.values = L() if codes is None else _listed(codes),values
-        if values is not None and len(values)!=len(self.codes):
-            raise ValueError(f'There are {len(self.codes)} codes {self.codes}, and {len(values)} `values`: give one for each.')
+        if values is not None and len(values)!=len(self.codes): raise ValueError(f'There are {len(self.codes)} codes '
+            f'{self.codes}, and {len(values)} `values`: give one for each.')
         if codes is not None: self.vocab,self.c = CategoryMap(self.codes, sort=False),len(self.codes)
     def encodes(self, o:PILMask):
         n,res = len(self.codes) or 255,o
@@ -269,7 +272,7 @@ def MaskBlock(codes=None, values=None): # As in `AddMaskCodes`
     "A class for every pixel"
     return TransformBlock(type_tfms=[PILMask.create, AddMaskCodes(codes, values)], batch_tfms=IntToFloatTensor)
 
-# %% ../nbs/12_block.ipynb #c1ef5d42
+# %% ../nbs/12_block.ipynb #52ff0a74
 class ImageDataLoaders(DataLoaders):
     "`DataLoaders` of pictures in files; each factory is a `DataBlock`"
     @classmethod
@@ -278,10 +281,10 @@ class ImageDataLoaders(DataLoaders):
     def from_path_func(cls,
         path, fnames, # Where a learner puts its files; the files
         label_func, # From a path to its label
-        valid_pct:float=0.2, seed:int|None=None, # Share that validates; decides the random split, and the training order
+        valid_pct:float=0.2, seed:int|None=None, # Share that validates; decides the split, and the training order
         item_tfms=None, batch_tfms=None, # As in `DataBlock`: `Resize(64)`, `Normalize.from_stats(*imagenet_stats)`
         img_cls=PILImage, y_block=CategoryBlock, # What a picture, and what a label becomes
-        splitter=None, get_x=None, # As in `DataBlock`; `None`: `RandomSplitter(valid_pct, seed)`, and the files themselves
+        splitter=None, get_x=None, # As in `DataBlock`; `None`: `RandomSplitter(valid_pct, seed)`; the files
         size:int|tuple|None=None, method:str='squish', # Short for `item_tfms=Resize(size, method)`
         **kwargs # Passed on to `DataBlock.dataloaders`: `bs`, `num_workers`, `device`, `cache`…
     )->DataLoaders:
@@ -293,7 +296,9 @@ class ImageDataLoaders(DataLoaders):
     @classmethod
     def from_name_func(cls, path, fnames, label_func, *args, **kwargs):
         "From files, and a function from the file's name to label"
-        return cls.from_path_func(path, fnames, compose(Path, attrgetter('name'), label_func), *args, **kwargs)
+        f = compose(Path, attrgetter('name'), label_func)
+        f.random = getattr(label_func, 'random', True)
+        return cls.from_path_func(path, fnames, f, *args, **kwargs)
     @classmethod
     def from_path_re(cls, path, fnames, pat:str, *args, **kwargs):
         "From files, and a pattern whose first group, in the path, is the label"
@@ -303,14 +308,16 @@ class ImageDataLoaders(DataLoaders):
         "From files, and a pattern whose first group, in the file's name, is the label"
         return cls.from_name_func(path, fnames, RegexLabeller(pat), *args, **kwargs)
     @classmethod
-    def from_lists(cls, path, fnames, labels, valid_pct:float=0.2, seed=None, y_block=None, *args, splits=None, **kwargs):
+    def from_lists(cls, path, fnames, labels, valid_pct=0.2, seed=None, y_block=None, *args, splits=None, **kwargs):
         "From files, and a label for each; without `y_block`, lists are several classes, and floats numbers"
         fnames,labels = _listed(fnames),_listed(labels)
         if len(labels)!=len(fnames): raise ValueError(f'There are {len(fnames)} pictures but {len(labels)} labels.')
         o = first(labels)
         guess = MultiCategoryBlock if is_listy(o) else RegressionBlock if isinstance(o, float) else CategoryBlock
-        return cls.from_path_func(path, list(zip(fnames, labels)), itemgetter(1), valid_pct, seed, *args,
-            get_x=itemgetter(0), y_block=y_block or guess, splitter=splits and (lambda items: splits), **kwargs)
+        get_x,get_y = [ItemTransform(itemgetter(i)) for i in (0,1)]
+        get_x.random = get_y.random = False # the loader need not seed for them
+        return cls.from_path_func(path, list(zip(fnames, labels)), get_y, valid_pct, seed, *args, get_x=get_x,
+            y_block=y_block or guess, splitter=splits and (lambda items: splits), **kwargs)
     @classmethod
     def from_folder(cls,
         path, # A folder with a folder for each class, in `train` and `valid` or, with `valid_pct`, directly
@@ -329,7 +336,7 @@ class ImageDataLoaders(DataLoaders):
         df, # A `DataFrame`, or a dict of columns
         path='.', # Where the files are, and where a learner puts its own
         valid_pct:float=0.2, seed:int|None=None, # Of a random split, if there is no `valid_col`
-        fn_col=0, folder=None, suff:str='', # Name or number of the column of files; their folder in `path`; their ending
+        fn_col=0, folder=None, suff:str='', # Name or number of the column of files; their folder; their ending
         label_col=1, label_delim:str|None=None, # Column of labels, or a list of columns; what stands between several
         y_block=None, # What a label becomes; `None`: a class, or with a list or `label_delim` several
         valid_col=None, # The column that says True, 1, 'yes' or 'valid' of those that validate; `None`: at random
@@ -354,12 +361,12 @@ class ImageDataLoaders(DataLoaders):
 class SegmentationDataLoaders(DataLoaders):
     "`DataLoaders` of pictures and masks"
     @classmethod
-    def from_label_func(cls, path, fnames, label_func, valid_pct:float=0.2, seed=None, codes=None, *args, values=None, **kwargs):
+    def from_label_func(cls, path, fnames, label_func, valid_pct=0.2, seed=None, codes=None, *args, values=None, **kw):
         "From files, and a function from path to the file of the mask; `codes` and `values` as in `MaskBlock`"
-        return ImageDataLoaders.from_path_func(path, fnames, label_func, valid_pct, seed, *args, y_block=MaskBlock(codes, values),
-            **kwargs)
+        return ImageDataLoaders.from_path_func(path, fnames, label_func, valid_pct, seed, *args,
+            y_block=MaskBlock(codes, values), **kw)
 
-# %% ../nbs/12_block.ipynb #826cb77d
+# %% ../nbs/12_block.ipynb #901be216
 class CachedItems(Cached, TfmdItems):
     "The items of a loader, their pictures decoded once"
     fns=tfm = None # what `Cached` asks for; nothing happens to a picture behind the cache
@@ -368,10 +375,10 @@ class CachedItems(Cached, TfmdItems):
     ):
         super().__init__(ds, after_item)
         for f in self.after_item:
-            if Pipeline(f).draws(ds.split_idx): raise ValueError(f'`cache=` keeps what the item transforms give, but {f} draws'
-                " anew in every epoch. Take a `Resize` with method='squish', and crop or flip on the batch.")
-        item = self._made(0)
-        if not isinstance(item[0], TensorImage) or any(isinstance(o, (TensorImage,TensorMask,TensorPoint)) for o in item[1:]):
+            if Pipeline(f).draws(ds.split_idx): raise ValueError('`cache=` keeps what the item transforms give, '
+                f"but {f} draws anew in every epoch. Take a `Resize` with method='squish', and crop on the batch.")
+        item,others = self._made(0),(TensorImage,TensorMask,TensorPoint)
+        if not isinstance(item[0], TensorImage) or any(isinstance(o, others) for o in item[1:]):
             raise ValueError(f'`cache=` keeps one picture an item, and its labels, not {_brief(item)}.')
         self.cls,self.y = type(item[0]),list(zip(*ds.tls[1:]))
         self._find_files(list(ds.tls[0].tfms))
@@ -390,4 +397,5 @@ class CachedItems(Cached, TfmdItems):
     def __getitem__(self, i): return self.decode(i).permute(2,0,1).as_subclass(self.cls),*self.y[i]
     def cached_batch(self, idxs):
         x,*rest = self.cache.x.index_select(0, torch.tensor(idxs)).permute(0,3,1,2).unbind()
-        return [(o,*self.y[i]) for o,i in zip([x.as_subclass(self.cls), *rest], idxs)] # a batch has its first item's class
+        xs = [x.as_subclass(self.cls), *rest] # a batch gets the class of its first item
+        return [(x,*self.y[i]) for x,i in zip(xs, idxs)]

@@ -179,7 +179,7 @@ class TrainTestSplitter:
         kwargs = {k: getattr(self, k) for k in 'test_size random_state stratify train_size shuffle'.split()}
         return tuple(map(L, train_test_split(list(range(len(items))), **kwargs)))
 
-# %% ../nbs/39_splitters.ipynb #5d5a08bf
+# %% ../nbs/39_splitters.ipynb #c78465d1
 def _below(fn, roots):
     "The folder directly below one of `roots` in which `fn` lies; elsewhere, its own folder"
     fn = os.fspath(fn)
@@ -206,7 +206,9 @@ def class_files(
     dirs = [path/train, path/(other if (path/other).is_dir() and not (path/valid).is_dir() else valid)]
     if not split: dirs = [d for d in dirs if any(o.is_dir() for o in d.glob('*'))] or [path]
     found = [_in_classes(d, use, path) for d,use in zip(dirs, ('train','validate'))]
-    return L(found).concat(),len(found[0]),partial(_below, roots=[f'{d}{os.sep}' for d in dirs])
+    label = partial(_below, roots=[f'{d}{os.sep}' for d in dirs])
+    label.random,label.names = False,True # for a loader: it draws nothing, and takes text
+    return L(found).concat(),len(found[0]),label
 
 # %% ../nbs/39_splitters.ipynb #cbd9bb20
 def read_csv(

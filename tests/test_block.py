@@ -101,6 +101,8 @@ def test_masks(fns):
     assert turned[1][0,0,0]==0
     no_codes = block((ImageBlock, MaskBlock), get_y=lambda o: np.zeros((24,32), np.uint8)+7).dataloaders(fns, bs=2, **kw)
     assert no_codes.one_batch()[1].unique().tolist()==[7] and no_codes.vocab is None
+    assert block((ImageBlock, MaskBlock(values=[0,255])), get_y=mask_of).dataloaders(fns, **kw).c==2
+    with pytest.raises(ValueError, match=r'1 codes .*, and 2 `values`: give one for each'): MaskBlock(['a'], values=[0,255])
     halved = batch((ImageBlock, MaskBlock(['a','b'])), fns, get_y=mask_of, batch_tfms=IntToFloatTensor(div_mask=255))
     assert halved[1].unique().tolist()==[0,1]
 
@@ -166,7 +168,7 @@ def test_what_a_splitter_may_return(fns, what):
 @pytest.mark.parametrize('what,says', (
     (([0,1],[]),'Of 8 items, 2 train and 0 validate. There must be some of each'), (([],[0]),'Of 8 items, 0 train and 1 validate'), (([0,1],),'Of 8 items, 2 train and 0 validate'),
     (([True]*8,[False]*8),'8 train and 0 validate'), (([0,1],[1]),'Item 1 is in split 0 and in split 1'), (([0],[8]),'Split 1 names item 8, but there are 8 items'),
-    (([True,False],[False,True]),'mask of 2 flags for 8 items'), ((torch.tensor([True,False]),torch.tensor([False,True])),'mask of 2 flags for 8 items'), ((['a'],['b']),'splitter returns positions or masks, not'), (5,'splitter returns positions or masks, not 5')))
+    (([True,False],[False,True]),'mask of 2 flags for 8 items'), ((torch.tensor([True,False]),torch.tensor([False,True])),'mask of 2 flags for 8 items'), ((['a'],['b']),'splitter returned no positions: '), (5,'splitter returned no positions: 5')))
 @pytest.mark.parametrize('ask', ('datasets','dataloaders','summary'))
 def test_splitters_that_will_not_do(fns, what, says, ask):
     with pytest.raises((ValueError,TypeError), match=says): getattr(block(splitter=lambda o: what), ask)(fns)
@@ -219,6 +221,11 @@ def test_the_road_by_hand_to_the_last_bit(fns):
     ours = block(item_tfms=Resize(16, method='squish'), batch_tfms=Normalize.from_stats(*imagenet_stats)).dataloaders(fns, bs=2, seed=5, **kw)
     for _ in range(2):
         for a,b in zip([*hand.train, *hand.valid], [*ours.train, *ours.valid], strict=True): assert torch.equal(a[0], plain(b[0])) and torch.equal(a[1], plain(b[1]))
+
+def test_loaders_seed_for_items_only_where_something_may_draw(fns):
+    f,r = ImageDataLoaders,dict(size=8, **kw)
+    own = f.from_lists('.', fns, list('ab')*4, **r),f.from_name_re('.', fns, r'(p)ng', **r),f.from_df(dict(f=[str(o) for o in fns], l=list('ab')*4), '', **r)
+    assert not any(o.train.ds.random for o in own) and f.from_name_func('.', fns, lambda o: o[-3:], **r).train.ds.random
 
 def test_lambdas_reach_the_workers(fns):
     n = 3
