@@ -21,7 +21,7 @@ def to_float(b): # A tensor, or any nest of them
     "Make all floating-point tensors in `b` float32"
     return apply(lambda o: o.float() if isinstance(o, Tensor) and o.is_floating_point() else o, b)
 
-# %% ../nbs/15_precision.ipynb #bd1413fd
+# %% ../nbs/15_precision.ipynb #3b28135a
 class LossScaler:
     "A factor on the loss that shrinks when gradients overflow, and grows when they have not for a while"
     def __init__(self,
@@ -54,7 +54,7 @@ class LossScaler:
         if self.factor<2**-14: raise FloatingPointError(f'The gradients are not finite, even with the loss scaled by '
             f'{self.factor:.2g}: look for NaN in data and weights, try a lower learning rate, or `to_bf16()`.')
     def state_dict(self)->dict: return {k:getattr(self, k) for k in ('factor','good','skipped')} # What to save
-    def load_state_dict(self, state:dict): self.__dict__.update(state) # From `state_dict`
+    def load_state_dict(self, state:dict): self.__dict__.update({k:state[k] for k in self.state_dict()}) # Go on from it
 
 # %% ../nbs/15_precision.ipynb #ef634929
 class AMPMode(str, Enum):
@@ -66,7 +66,7 @@ def _function(m):
     f = m.forward
     return f.__func__ if getattr(f, '__self__', None) is m else lambda _, *args, **kwargs: f(*args, **kwargs)
 
-# %% ../nbs/15_precision.ipynb #526c60ff
+# %% ../nbs/15_precision.ipynb #b06ba713
 @delegates(LossScaler)
 class MixedPrecision(Callback):
     "Computes the model's `forward` in 16 bits; in float16, scales the loss, and skips steps if gradients overflow"
@@ -120,8 +120,11 @@ class MixedPrecision(Callback):
     def after_batch(self):
         n = len(self.dl)*self.n_epoch
         if self.lost: self.learn.pct_train = (self.pct_train*n - self.lost)/max(n-self.lost, 1)
-    def state_dict(self)->dict: return self.scaler.state_dict() if self.scaler else {} # What to save
-    def load_state_dict(self, state:dict): self.scaler.load_state_dict(state) if self.scaler else None # Back again
+    def state_dict(self)->dict: # What to save: the factor, and the batches that the schedule leaves out
+        return {**self.scaler.state_dict(), 'lost':self.lost} if self.scaler else {}
+    def load_state_dict(self, state:dict): # From `state_dict`
+        if self.scaler: self.scaler.load_state_dict(state)
+        self.lost = state.get('lost', 0)
 
 # %% ../nbs/15_precision.ipynb #31073d7b
 @patch

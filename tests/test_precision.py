@@ -306,6 +306,11 @@ def test_the_callbacks_state_is_the_factors():
     b.fit(1)
     assert b.mixed_precision.scaler.factor==2.**10
     assert MixedPrecision('bf16').state_dict()=={} and MixedPrecision('bf16').load_state_dict({}) is None
+    c = learner([fp16(), Overflow(0, 2)])
+    c.fit(1)
+    d = fp16()
+    d.load_state_dict(c.mixed_precision.state_dict())
+    assert (d.skipped, d.lost, d.scaler.factor)==(2, 2, 2.**14)
 
 def test_what_is_saved_loads_into_a_learner_in_float32(tmp_path):
     a,b = learner(fp16(), path=tmp_path),learner(path=tmp_path)
