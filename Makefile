@@ -27,7 +27,7 @@ help:
 	@$(PIP) --editable .
 	@touch $@
 .venv/dev: .venv/run
-	@echo '… installing what chapters and tests use besides: nbdev, pytest, scikit-learn, tensorboard …'
+	@echo '… installing what chapters and tests use besides: nbdev, pytest, pandas, scikit-learn, tensorboard …'
 	@$(PIP) --editable '.[dev]'
 	@echo '… done.'
 	@touch $@
