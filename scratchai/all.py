@@ -22,7 +22,7 @@ from fastprogress import master_bar,progress_bar
 try: import pandas as pd
 except ImportError: pass
 
-# %% ../nbs/99_all.ipynb #54fa93d8
+# %% ../nbs/99_all.ipynb #92d9cb18
 # chkstyle: skip - as above
 from .core import *
 from .data import * # with the names of files, loader, download and cache
@@ -35,6 +35,7 @@ from .recorder import *
 from .schedule import *
 from .transform import *
 from .block import *
+from .resnet import *
 from .precision import *
 from .imagenette import *
 from .command import *

@@ -25,6 +25,7 @@ names = {'data':'DataBlock TransformBlock ImageBlock CategoryBlock MultiCategory
     'pictures':'Resize CropPad RandomCrop RandomResizedCrop FlipItem ResizeMethod PadMode Normalize imagenet_stats',
     'losses':'CrossEntropyLossFlat BCEWithLogitsLossFlat BCELossFlat MSELossFlat L1LossFlat LabelSmoothingCrossEntropy LabelSmoothingCrossEntropyFlat FocalLoss FocalLossFlat DiceLoss '
         'loss_activation loss_decodes',
+    'networks':'models resnet18 resnet34 resnet50 resnet101 xresnet18 xresnet34 xresnet50 ResBlock ConvLayer simple_cnn Flatten',
     'small':'subplots to_cpu to_np find_device flatten_check first noop num_cpus show_image show_images L Path np plt torch nn F partial attrgetter Image Tensor tensor'}
 @pytest.mark.parametrize('kind', names)
 def test_names_that_programs_use(kind): assert not [o for o in names[kind].split() if o not in everything.__all__]
