@@ -36,19 +36,7 @@ def crop_pad(
     pads = (in_t-t,t+h-in_b),(in_l-l,l+w-in_r),(0,0)
     return retain_type(Image.fromarray(np.pad(x, pads[:x.ndim], _pads[pad_mode])), im)
 
-# %% ../nbs/38_crops.ipynb #18d96511
-def _reduced(im, n):
-    "`im`, or a copy of at least `n` pixels a side if it is a JPEG that is not decoded yet, and larger than that"
-    f = getattr(im, '_file', None)
-    if f is None or f.format not in ('JPEG','MPO') or isinstance(im, PILMask) or min(im.size)<2*n: return im
-    res,f = [type(o).__new__(type(o)) for o in (im,f)]
-    vars(f).update(vars(im._file))
-    if 0x112 in f.getexif(): f.info,f._exif = dict(f.info),None # the note that it is on its side goes with turning
-    vars(res).update(vars(im), _file=f)
-    res.draft('RGB', (n,n))
-    return res
-
-# %% ../nbs/38_crops.ipynb #22cbb628
+# %% ../nbs/38_crops.ipynb #8778a2da
 class Cut(NamedTuple):
     "What is done to each part of an item: a box is cut out, scaled, and the middle of that is left, perhaps mirrored"
     box:tuple # Left, top, width and height, in pixels
@@ -59,7 +47,8 @@ class Cut(NamedTuple):
         "What becomes of a picture"
         (l,t,w,h),full,(W,H) = self.box,self.full,im.size
         r,b,scaled = l+w,t+h,full!=(w,h)
-        if scaled: im = _reduced(im, -(-min(W,H)*max(full)//min(w,h)))
+        if scaled and isinstance(im, PILBase): im = im.reduced(-(-min(W,H)*max(full)//min(w,h)))
+        if scaled and self==((0,0,W,H),full,full,False): return im.resize(full, resample) # the whole picture
         if im.size!=(W,H): l,t,r,b = [round(o*im.size[i%2]/(W,H)[i%2], 6) for i,o in enumerate((l,t,r,b))]
         x,y = math.floor(l),math.floor(t)
         im = crop_pad(im, (x,y,math.ceil(r)-x,math.ceil(b)-y), pad_mode)

@@ -9,10 +9,9 @@ __all__ = ['Pipeline', 'Categorize', 'FilteredBase', 'TfmdLists', 'Datasets', 'T
            'CategoryMap', 'PILBase', 'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'Transform', 'ItemTransform',
            'DisplayedTransform', 'ToTensor', 'IntToFloatTensor', 'TransformError']
 
-# %% ../nbs/11_transform.ipynb #44dd373f
-from functools import partial
+# %% ../nbs/11_transform.ipynb #c7eb596f
+from functools import cache,partial
 
-import torch
 from fastcore.all import *
 
 from .core import *
@@ -96,7 +95,9 @@ class Pipeline:
     def __iter__(self): return iter(self.fs)
     def __repr__(self): return f"Pipeline: {' -> '.join(map(str, self.fs))}"
 
-# %% ../nbs/11_transform.ipynb #a0bace8c
+# %% ../nbs/11_transform.ipynb #acac7588
+_number = cache(TensorCategory) # to make a tensor takes as long as all else that is done for a label: made once, shared
+
 class Categorize(DisplayedTransform):
     "Labels to numbers of classes, and back"
     order,random,loss_func = 1,False,CrossEntropyLossFlat()
@@ -113,7 +114,7 @@ class Categorize(DisplayedTransform):
     def encodes(self, o):
         i = self.vocab.o2i.get(o, 0 if self.add_na else None)
         if i is None: raise ValueError(f'The label {o!r} is not among the classes: {self.vocab}.')
-        return torch.as_tensor(i).as_subclass(TensorCategory)
+        return _number(i)
     def decodes(self, o): return Category(self.vocab[int(o)])
 
 # %% ../nbs/11_transform.ipynb #d42ec6ca

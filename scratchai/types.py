@@ -205,7 +205,7 @@ class PILBase(Image.Image):
     def show(self, ctx=None, **kwargs): return show_image(self, ctx=ctx, **{**self._show_args, **kwargs})
     def __repr__(self): return f'{type(self).__name__} mode={self.mode} size={self.width}x{self.height}'
 
-# %% ../nbs/36_types.ipynb #efd1c380
+# %% ../nbs/36_types.ipynb #faca6dc0
 class PILImage(PILBase): "A picture in RGB"
 
 class PILImageBW(PILImage):
@@ -217,6 +217,7 @@ class PILImageBW(PILImage):
 class PILMask(PILBase):
     "A picture whose pixels are numbers of classes"
     _mode,_white,_tensor_cls,_show_args = 'L',1,TensorMask,TensorMask._show_args
+    def reduced(self, n): return self # numbers of classes have no mean
     @staticmethod
     def _converted(im):
         x = np.asarray(im)
@@ -253,7 +254,7 @@ def resize_max(x:Image.Image, resample=Image.BILINEAR, max_px=None, max_h=None, 
     by = min(1, (max_px/x.n_px)**.5 if max_px else 1, max_h/h if max_h else 1, max_w/w if max_w else 1)
     return x.reshape(round(h*by), round(w*by), resample)
 
-# %% ../nbs/36_types.ipynb #4e43d3fa
+# %% ../nbs/36_types.ipynb #2010c7b1
 class CategoryMap(L):
     "The classes, and the number of each"
     def __init__(self,
@@ -262,7 +263,7 @@ class CategoryMap(L):
         add_na:bool=False, # A class '#na#' with the number 0, for all that are unknown?
         strict:bool=False, # Only those of a table's column that occur in it?
     ):
-        if hasattr(col, 'cat'): col = L(col.cat.remove_unused_categories().cat.categories if strict else col.cat.categories)
+        if hasattr(col, 'cat'): col = (col.cat.remove_unused_categories() if strict else col).cat.categories.tolist()
         else:
             col = L(o for o in L(col.tolist() if hasattr(col, 'tolist') else col, use_list=True).unique()
                 if o==o and o not in (None,'')) # what is no label is no class
@@ -275,7 +276,7 @@ class CategoryMap(L):
     def map_ids(self, ids): return L(self[int(i)] for i in ids)
     def _new(self, items, *args, **kwargs): return L(items)
 
-# %% ../nbs/36_types.ipynb #4639de23
+# %% ../nbs/36_types.ipynb #b4d5f577
 def _kinds(ann):
     "The classes that an annotation names"
     if get_origin(ann) in (Union,UnionType): ann = get_args(ann)
@@ -284,6 +285,7 @@ def _kinds(ann):
     return [ann if isinstance(ann, type) and ann is not inspect.Parameter.empty else object]
 
 def _same(self, x): return x
+_leave = _same,None
 
 class _Overloads:
     "Functions of one name, of which the class of the argument chooses one"
@@ -292,11 +294,11 @@ class _Overloads:
         at=1, # Which argument decides
     ): self.groups,self.at,self.found = groups,at,{}
     def __get__(self, obj, cls=None): return self if obj is None else MethodType(self, obj)
-    def __call__(self, *args):
-        x = args[-1]
+    def __call__(self, *args): return self.on(*args) if self.at else self.on(None, *args)
+    def on(self, obj, x):
         f,typ = self.found.get(type(x)) or self.find(type(x))
         if f is _same: return x
-        res = f(*args)
+        res = f(obj, x) if self.at else f(x)
         return retain_type(res, x, typ) if type(res) in (Tensor,Image.Image) else res
     def find(self, t):
         "The function for an argument of class `t`, and the class of its result if that is annotated"
@@ -306,8 +308,10 @@ class _Overloads:
         def far(k): return t.__mro__.index(k) if k in t.__mro__ else len(t.__mro__)-1.5
         for fs in self.groups:
             fits = [(min(map(far, ks)),-i,f,typ) for i,(f,ks,typ) in enumerate(map(fit, fs)) if ks]
-            if fits: return self.found.setdefault(t, min(fits, key=itemgetter(0,1))[2:])
-        return self.found.setdefault(t, (_same,None))
+            if fits:
+                f,typ = min(fits, key=itemgetter(0,1))[2:]
+                return self.found.setdefault(t, _leave if f is _same else (f,typ))
+        return self.found.setdefault(t, _leave)
     def hints(self, f):
         "Classes of the argument, and the class of the result, or `None`"
         try: sig = inspect.signature(f, eval_str=True)
@@ -345,7 +349,7 @@ def _retuple(new, old):
     if type(old) is tuple or type(new) is not tuple or not isinstance(old, tuple): return new
     return type(old)(*new) if hasattr(old, '_fields') else type(old)(new)
 
-# %% ../nbs/36_types.ipynb #0ded25ac
+# %% ../nbs/36_types.ipynb #dde328e5
 class Transform(metaclass=_TfmMeta):
     "A function that may be undone, and runs only on what its annotation names; a tuple goes through part by part"
     order,split_idx,random,names,_whole = 0,None,True,False,False
@@ -372,13 +376,10 @@ class Transform(metaclass=_TfmMeta):
         "Transform `x`, where this transform applies"
         if self.split_idx is not None and self.split_idx!=split_idx: return x
         fs = self._verbs[verb]
-        if isinstance(x, tuple):
-            go = partial(Transform.__call__, self, split_idx=split_idx, verb=verb)
-            return _retuple((fs(self, x) if fs.at else fs(x)) if self._whole else tuple(map(go, x)), x)
-        f,typ = fs.found.get(type(x)) or fs.find(type(x))
-        if f is _same: return x
-        res = f(self, x) if fs.at else f(x)
-        return retain_type(res, x, typ) if type(res) in (Tensor,Image.Image) else res
+        if not isinstance(x, tuple): return fs.on(self, x)
+        if self._whole: return _retuple(fs(self, x) if fs.at else fs(x), x)
+        def part(o): return Transform.__call__(self, o, split_idx, verb) if isinstance(o, tuple) else fs.on(self, o)
+        return _retuple(tuple([o if fs.found.get(type(o)) is _leave else part(o) for o in x]), x)
     def decode(self, x, split_idx=None): return Transform.__call__(self, x, split_idx, 'decodes')
     def setup(self,
         items=None, # The items, as they come to this transform; or a loader
