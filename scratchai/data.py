@@ -129,7 +129,7 @@ def show_batch(self:DataLoader,
     axs = show_images(xs, nrows=nrows, ncols=ncols, titles=titles, **kwargs)
     if figsize: axs[0].figure.set_size_inches(figsize)
 
-# %% ../nbs/03_data.ipynb #afa8a841
+# %% ../nbs/03_data.ipynb #170bd5ef
 class DataLoaders:
     "A training loader, a validation loader, and what they share"
     def __init__(self,
@@ -186,9 +186,9 @@ class DataLoaders:
     def cpu(self): return self.to('cpu')
     def one_batch(self): return self.train.one_batch() if hasattr(self.train, 'one_batch') else next(iter(self.train))
     def decode_batch(self, b, max_n=9): return self._shower().decode_batch(b, max_n)
-    def show_batch(self, b=None, **kwargs): # `kwargs` as in `DataLoader.show_batch`
+    def show_batch(self, b=None, max_n=9, **kwargs): # `kwargs` as in `DataLoader.show_batch`
         dl = self._shower()
-        return dl.show_batch(b if b is not None or dl is self.train else self.one_batch(), **kwargs)
+        return dl.show_batch(b if b is not None or dl is self.train else self.one_batch(), max_n, **kwargs)
     def _shower(self):
         "The training loader, or one of ours that shows batches of another kind"
         if isinstance(self.train, DataLoader): return self.train

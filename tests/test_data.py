@@ -185,8 +185,8 @@ def test_show_batch(fns):
     dls.show_batch(ncols=3)
     assert grid()==(2,3) and len(shown())==4
     b = dls.valid.one_batch()
-    dls.show_batch(b, alpha=.5)
-    assert [o.get_title() for o in shown()]==['cat']*4 and shown()[0].images[0].get_alpha()==.5
+    dls.show_batch(b, 3, alpha=.5)
+    assert [o.get_title() for o in shown()]==['cat']*3 and shown()[0].images[0].get_alpha()==.5
     assert np.allclose(shown()[1].images[0].get_array()*255, dls.valid_ds[1][0].numpy(), atol=1e-3)
     axs = plt.subplots(1, 2)[1]
     dls.valid.show_batch(b, ctxs=axs)
