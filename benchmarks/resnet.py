@@ -47,7 +47,7 @@ def main():
     x = torch.randn(a.bs, 3, a.size, a.size, device=a.device)
     rows = [['network', 'ours, ms', 'torchvision, ms', 'ratio, median', 'outputs differ by']]
     rows += [measure(o, x, a.rounds, sync) for o in ('resnet18','resnet34','resnet50')]
-    report.write('ResNets', f'Forward and backward in training, {a.bs} pictures of {a.size} by {a.size} pixels, {a.device}, '
-        f'threads: {torch.get_num_threads()}, {a.rounds} rounds, the fastest of each and the median of the ratios.\n\n{report.table(rows)}')
+    report.write('ResNets', f'Forward and backward in training, {a.bs} pictures of {a.size} by {a.size} pixels, {a.device}'
+        f'{", 1 thread, processor time" if a.device=="cpu" else ""}; {a.rounds} rounds, the fastest of each and the median of the ratios.\n\n{report.table(rows)}')
 
 if __name__=='__main__': main()
