@@ -63,7 +63,7 @@ class Cut(NamedTuple):
         res = (p-tensor([l,t]))*tensor(self.full)/tensor([w,h])-tensor(self.margin)
         return tensor([self.size[0],0])+res*tensor([-1,1]) if self.flip else res
 
-# %% ../nbs/38_crops.ipynb #794d7ffb
+# %% ../nbs/38_crops.ipynb #449617a5
 def _first_size(o):
     "Width and height of the first picture in a nest of tuples"
     if isinstance(o, Image.Image): return o.size
@@ -76,15 +76,16 @@ class CutTransform(DisplayedTransform):
     def draw(self): return random.random(),random.random()
     def before_call(self, b, split_idx):
         "Once for each item: draw, except in validation"
-        self.drawn,self.of = None if split_idx==1 else self.draw(),_first_size(b)
+        self.drawn,self.of = None if split_idx==1 else self.draw(),b
     def __call__(self, x, split_idx=None, **kwargs):
         if self.split_idx in (None,split_idx): self.before_call(x, split_idx)
         return super().__call__(x, split_idx)
     def encodes(self, o:Image.Image): return self.cut(*o.size).image(o, self.resamples[0], self.pad_mode)
     def encodes(self, o:PILMask): return self.cut(*o.size).image(o, self.resamples[1], self.pad_mode)
     def encodes(self, o:TensorPoint):
-        if not self.of: raise ValueError('these are points without a picture, and a cut is made for the size of one')
-        cut = self.cut(*self.of)
+        size = _first_size(self.of)
+        if not size: raise ValueError('these are points without a picture, and a cut is made for the size of one')
+        cut = self.cut(*size)
         return TensorPoint.create(cut.points(o), cut.size)
 
 # %% ../nbs/38_crops.ipynb #c419b8bb
@@ -98,7 +99,7 @@ def _one_of(name, v, *allowed):
     some = ', '.join(map(repr, allowed[:-1]))
     if v not in allowed: raise ValueError(f'`{name}` is {some} or {allowed[-1]!r}, not {v!r}.')
 
-# %% ../nbs/38_crops.ipynb #53f9c594
+# %% ../nbs/38_crops.ipynb #191b6b67
 class Resize(CutTransform):
     "Pictures of any size to one size"
     def __init__(self,
@@ -113,7 +114,7 @@ class Resize(CutTransform):
         store_attr()
     @property
     def random(self): return 'train' if self.method!='squish' else False
-    def draw(self): return (random.random(),random.random()) if self.random else None
+    def draw(self): return None if self.method=='squish' else super().draw()
     def cut(self, w, h):
         fh,fw = self.size
         if self.method=='squish': return Cut((0,0,w,h), (fw,fh), (fw,fh))

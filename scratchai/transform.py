@@ -29,7 +29,7 @@ _all_ = ['retain_type', 'TensorBase', 'TensorImageBase', 'TensorImage', 'TensorI
     'PILBase', 'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'Transform', 'ItemTransform', 'DisplayedTransform',
     'ToTensor', 'IntToFloatTensor', 'TransformError']
 
-# %% ../nbs/11_transform.ipynb #d1e3b618
+# %% ../nbs/11_transform.ipynb #6eb40044
 def _runs(f, split_idx): return getattr(f, 'split_idx', None) in (None,split_idx)
 
 class Pipeline:
@@ -65,7 +65,7 @@ class Pipeline:
         split_idx = self.split_idx if split_idx is None else split_idx
         for f in self.fs.items: # not the `L`, to be quick
             try:
-                if isinstance(f, Transform): o = f(o, split_idx=split_idx)
+                if isinstance(f, Transform): o = f(o, split_idx)
                 elif _runs(f, split_idx): o = f(o)
             except TransformError: raise
             except Exception as e:

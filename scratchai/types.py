@@ -129,7 +129,7 @@ class MultiCategory(L):
     "The names of several classes"
     def show(self, ctx=None, **kwargs): return show_title(self, ctx)
 
-# %% ../nbs/36_types.ipynb #62b9c0ee
+# %% ../nbs/36_types.ipynb #e15be0e0
 def _from_array(x, white):
     "A Pillow image from bytes, or from real numbers times `white`"
     if x.ndim==3 and x.shape[0] in (1,3,4) and x.shape[2] not in (1,3,4): x = x.transpose(1,2,0)
@@ -138,11 +138,11 @@ def _from_array(x, white):
 
 def _opened(src, white=255):
     "`src` as a Pillow image that may not be decoded yet, and its name in messages"
-    if isinstance(src, Image.Image): return src.copy(),repr(src)
-    if isinstance(src, (Tensor,np.ndarray)): return _from_array(np.asarray(to_cpu(src)), white),'an array'
-    where = 'a picture in bytes' if isinstance(src, (bytes,bytearray)) else src
-    if isinstance(src, (str,Path)):
+    where = src if isinstance(src, (str,Path)) else 'a picture in bytes'
+    if where is src:
         with open(src, 'rb', buffering=0) as f: src = f.readall()
+    elif isinstance(src, Image.Image): return src.copy(),repr(src)
+    elif isinstance(src, (Tensor,np.ndarray)): return _from_array(np.asarray(to_cpu(src)), white),'an array'
     elif hasattr(src, 'read'):
         src.seek(0)
         src = src.read()
@@ -349,7 +349,7 @@ def _retuple(new, old):
     if type(old) is tuple or type(new) is not tuple or not isinstance(old, tuple): return new
     return type(old)(*new) if hasattr(old, '_fields') else type(old)(new)
 
-# %% ../nbs/36_types.ipynb #dde328e5
+# %% ../nbs/36_types.ipynb #5c54134c
 class Transform(metaclass=_TfmMeta):
     "A function that may be undone, and runs only on what its annotation names; a tuple goes through part by part"
     order,split_idx,random,names,_whole = 0,None,True,False,False
@@ -378,8 +378,8 @@ class Transform(metaclass=_TfmMeta):
         fs = self._verbs[verb]
         if not isinstance(x, tuple): return fs.on(self, x)
         if self._whole: return _retuple(fs(self, x) if fs.at else fs(x), x)
-        def part(o): return Transform.__call__(self, o, split_idx, verb) if isinstance(o, tuple) else fs.on(self, o)
-        return _retuple(tuple([o if fs.found.get(type(o)) is _leave else part(o) for o in x]), x)
+        new = [o if fs.found.get(type(o)) is _leave else Transform.__call__(self, o, split_idx, verb) for o in x]
+        return _retuple(tuple(new), x)
     def decode(self, x, split_idx=None): return Transform.__call__(self, x, split_idx, 'decodes')
     def setup(self,
         items=None, # The items, as they come to this transform; or a loader
@@ -403,11 +403,14 @@ class DisplayedTransform(Transform):
 
 for o in (PILBase.create.__func__, parent_label, RegexLabeller, FolderLabeller): o.random,o.names = False,True
 
-# %% ../nbs/36_types.ipynb #4b3695e1
+# %% ../nbs/36_types.ipynb #eda2fe86
 class ToTensor(Transform):
     "Pictures to tensors of their bytes"
     order,random = 5,False
-    def encodes(self, o:PILBase): return image2tensor(o).as_subclass(o._tensor_cls)
+    def encodes(self, o:PILBase):
+        res = image2tensor(o)
+        res.__class__ = o._tensor_cls # of a tensor that nobody else has, and quicker than `as_subclass`
+        return res
     def encodes(self, o:PILMask): return image2tensor(o)[0].as_subclass(o._tensor_cls)
 
 class IntToFloatTensor(DisplayedTransform):
