@@ -9,7 +9,7 @@ __all__ = ['Pipeline', 'Categorize', 'FilteredBase', 'TfmdLists', 'Datasets', 'T
            'CategoryMap', 'PILBase', 'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'Transform', 'ItemTransform',
            'DisplayedTransform', 'ToTensor', 'IntToFloatTensor', 'TransformError']
 
-# %% ../nbs/11_transform.ipynb #c7eb596f
+# %% ../nbs/11_transform.ipynb #50fe56ef
 from functools import cache,partial
 
 from fastcore.all import *
@@ -20,7 +20,7 @@ from .loader import *
 from .data import *
 from .losses import *
 from .types import *
-from .types import _checked,_kind,_packed,_pick,_retuple
+from .types import _checked,_class_of,_packed,_pick,_retuple
 
 # %% ../nbs/11_transform.ipynb #307a36b2
 # a star import of this chapter hands these on too
@@ -29,7 +29,7 @@ _all_ = ['retain_type', 'TensorBase', 'TensorImageBase', 'TensorImage', 'TensorI
     'PILBase', 'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'Transform', 'ItemTransform', 'DisplayedTransform',
     'ToTensor', 'IntToFloatTensor', 'TransformError']
 
-# %% ../nbs/11_transform.ipynb #6eb40044
+# %% ../nbs/11_transform.ipynb #166b854d
 def _runs(f, split_idx): return getattr(f, 'split_idx', None) in (None,split_idx)
 
 class Pipeline:
@@ -70,7 +70,7 @@ class Pipeline:
             except TransformError: raise
             except Exception as e:
                 name = getattr(f, 'name', type(f).__name__)
-                raise TransformError(name, _kind(o), f'{type(e).__name__}: {e}') from e
+                raise TransformError(name, _class_of(o), f'{type(e).__name__}: {e}') from e
         return o
     def decode(self, o,
         full:bool=True, # `False`: only until it can show itself
@@ -117,7 +117,7 @@ class Categorize(DisplayedTransform):
         return _number(i)
     def decodes(self, o): return Category(self.vocab[int(o)])
 
-# %% ../nbs/11_transform.ipynb #d42ec6ca
+# %% ../nbs/11_transform.ipynb #70762950
 class FilteredBase:
     "What can be split, and loaded"
     _dl_type = None
@@ -125,8 +125,8 @@ class FilteredBase:
     n_subsets = property(lambda self: len(self.splits))
     def __iter__(self): return (self[i] for i in range(len(self)))
     def __getitem__(self, i): # One position, or a slice, a list, a mask
-        many = None if type(i) is int or is_indexer(i) else range(len(self))[i] if isinstance(i, slice) else mask2idxs(i)
-        if many is not None: return L(self[j] for j in many)
+        if isinstance(i, slice): i = range(len(self))[i]
+        if not (type(i) is int or is_indexer(i)): return L(self[j] for j in mask2idxs(i))
         try: return self._get(i)
         except TransformError as e: raise e.at(i, self.items) from e.__cause__
     def dataloaders(self,
@@ -182,7 +182,7 @@ class TfmdLists(FilteredBase):
         return getattr(self.tfms, k)
     def __repr__(self): return f'{type(self).__name__}: {len(self)} items\n{self.tfms}'
 
-# %% ../nbs/11_transform.ipynb #17af9041
+# %% ../nbs/11_transform.ipynb #1857054f
 class Datasets(FilteredBase):
     "Tuples: for each list of transforms, what it makes of an item"
     def __init__(self,
@@ -202,7 +202,8 @@ class Datasets(FilteredBase):
         self._same = all(o.items is self.items for o in self.tls)
         fs = [first(o.tfms) for o in self.tls] # is the path as text enough for all of these?
         self._names = self._same and isinstance(self.items, PackedPaths) and all(getattr(f, 'names', False) for f in fs)
-    items,splits,split_idx = [property(lambda self, k=k: getattr(self.tls[0], k)) for k in ('items','splits','split_idx')]
+    items,splits = property(lambda self: self.tls[0].items),property(lambda self: self.tls[0].splits)
+    split_idx = property(lambda self: self.tls[0].split_idx)
     random = property(lambda self: any(o.random for o in self.tls))
     def __len__(self): return len(self.tls[0])
     def _get(self, i):
@@ -225,22 +226,18 @@ class Datasets(FilteredBase):
         raise AttributeError(f'{type(self).__name__} has no {k!r}, nor has any of its transforms.')
     def __repr__(self): return f'{type(self).__name__}: {len(self)} items\n' + '\n'.join(str(o.tfms) for o in self.tls)
 
-# %% ../nbs/11_transform.ipynb #89f67542
+# %% ../nbs/11_transform.ipynb #f3ca7931
 class TfmdItems:
     "The items of a data set after the transforms of single items: what a `TfmdDL` loads"
     def __init__(self,
         ds, # Anything with `__len__` and `__getitem__`
         after_item=None, # Transforms, as `Pipeline` takes them
     ): self.ds,self.after_item = ds,Pipeline(after_item, getattr(ds, 'split_idx', None))
-    @property
-    def fns(self): # Paths, for messages
-        return items if isinstance(items := getattr(self.ds, 'items', None), PackedPaths) else None
-    @property
-    def split_idx(self): return self.after_item.split_idx
+    fns = property(lambda self: o if isinstance(o := getattr(self.ds, 'items', None), PackedPaths) else None)
+    random = property(lambda self: getattr(self.ds, 'random', True) or self.after_item.draws(self.split_idx))
+    split_idx = property(lambda self: self.after_item.split_idx)
     @split_idx.setter
     def split_idx(self, i): self.after_item.split_idx = ifnone(getattr(self.ds, 'split_idx', None), i)
-    @property
-    def random(self): return getattr(self.ds, 'random', True) or self.after_item.draws(self.split_idx)
     def __len__(self): return len(self.ds)
     def __getitem__(self, i):
         try: return self.after_item(self.ds[i])
@@ -257,10 +254,10 @@ def _reclass(new, old): # `new`, with tuples of the classes that they have in `o
     both = isinstance(new, tuple) and isinstance(old, tuple)
     return _retuple(tuple(map(_reclass, new, old)), old) if both else new
 
-# %% ../nbs/11_transform.ipynb #b3351884
-def _part(b, i): return _retuple(tuple(_part(o, i) for o in b), b) if isinstance(b, tuple) else b[i]
+# %% ../nbs/11_transform.ipynb #36413715
+def _item_at(b, i): return _retuple(tuple(_item_at(o, i) for o in b), b) if isinstance(b, tuple) else b[i]
 
-# %% ../nbs/11_transform.ipynb #4a5be3bf
+# %% ../nbs/11_transform.ipynb #fce26a9c
 class TfmdDL(DataLoader):
     "A `DataLoader` with transforms of items, of lists of items, and of batches"
     def __init__(self,
@@ -299,8 +296,8 @@ class TfmdDL(DataLoader):
         for p in (self.before_batch,self.after_item): o = p.decode(o)
         return getattr(self.dataset, 'decode', noop)(o)
     def decode_batch(self, b, max_n:int=9): # A batch; an `L` of at most `max_n` items, decoded
-        b = self.decode(_part(b, slice(max_n)))
-        return L(self.decode_item(_part(b, i)) for i in range(find_bs(b)))
+        b = self.decode(_item_at(b, slice(max_n)))
+        return L(self.decode_item(_item_at(b, i)) for i in range(find_bs(b)))
     def show_batch(self, b=None, max_n:int=9, ctxs=None, nrows=None, ncols=None, figsize=None, unique=False, show=True,
         **kwargs):
         "Draw items of a batch; arguments as in `DataLoader.show_batch`, `kwargs` those of the items' `show`"

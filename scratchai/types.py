@@ -129,7 +129,7 @@ class MultiCategory(L):
     "The names of several classes"
     def show(self, ctx=None, **kwargs): return show_title(self, ctx)
 
-# %% ../nbs/36_types.ipynb #e15be0e0
+# %% ../nbs/36_types.ipynb #fc64939e
 def _from_array(x, white):
     "A Pillow image from bytes, or from real numbers times `white`"
     if x.ndim==3 and x.shape[0] in (1,3,4) and x.shape[2] not in (1,3,4): x = x.transpose(1,2,0)
@@ -149,8 +149,10 @@ def _opened(src, white=255):
     try: return Image.open(io.BytesIO(src)),where
     except UnidentifiedImageError as e: raise UnidentifiedImageError(f'{where} is no picture that can be read.') from e
 
+_notes_of_turning = {'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}
+
 def _notes(im): # May the file say that the picture is turned?
-    return not im.info.keys().isdisjoint({'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}) or hasattr(im, 'tag_v2')
+    return hasattr(im, 'tag_v2') or not _notes_of_turning.isdisjoint(im.info)
 
 # %% ../nbs/36_types.ipynb #f532c27b
 class PILBase(Image.Image):
@@ -254,7 +256,7 @@ def resize_max(x:Image.Image, resample=Image.BILINEAR, max_px=None, max_h=None, 
     by = min(1, (max_px/x.n_px)**.5 if max_px else 1, max_h/h if max_h else 1, max_w/w if max_w else 1)
     return x.reshape(round(h*by), round(w*by), resample)
 
-# %% ../nbs/36_types.ipynb #2010c7b1
+# %% ../nbs/36_types.ipynb #0197051f
 class CategoryMap(L):
     "The classes, and the number of each"
     def __init__(self,
@@ -267,8 +269,9 @@ class CategoryMap(L):
         else:
             col = L(o for o in L(col.tolist() if hasattr(col, 'tolist') else col, use_list=True).unique()
                 if o==o and o not in (None,'')) # what is no label is no class
+            hint = 'Labels of several types have no order'
             try: col = col.sorted() if sort else col
-            except TypeError as e: raise TypeError(f'Labels of several types have no order ({e}): use `sort=False`.') from e
+            except TypeError as e: raise TypeError(f'{hint} ({e}): use `sort=False`.') from e
         super().__init__(['#na#']*add_na + list(col))
         self.o2i = dict(self.val2idx())
         self.add_na = add_na
@@ -349,7 +352,7 @@ def _retuple(new, old):
     if type(old) is tuple or type(new) is not tuple or not isinstance(old, tuple): return new
     return type(old)(*new) if hasattr(old, '_fields') else type(old)(new)
 
-# %% ../nbs/36_types.ipynb #5c54134c
+# %% ../nbs/36_types.ipynb #7ef04f6b
 class Transform(metaclass=_TfmMeta):
     "A function that may be undone, and runs only on what its annotation names; a tuple goes through part by part"
     order,split_idx,random,names,_whole = 0,None,True,False,False
@@ -361,7 +364,8 @@ class Transform(metaclass=_TfmMeta):
     ):
         if enc is not None:
             self._name,self.random,self.names = _named(enc),getattr(enc, 'random', True),getattr(enc, 'names', False)
-            split_idx,order = ifnone(split_idx, getattr(enc, 'split_idx', None)),ifnone(order, getattr(enc, 'order', None))
+            split_idx = ifnone(split_idx, getattr(enc, 'split_idx', None))
+            order = ifnone(order, getattr(enc, 'order', None))
         own = {k: _Overloads([[f]], 0) for k,f in dict(encodes=enc, decodes=dec).items() if f is not None}
         vars(self).update(own, _verbs={**self._verbs, **own})
         if split_idx is not None: self.split_idx = split_idx
@@ -424,21 +428,23 @@ class IntToFloatTensor(DisplayedTransform):
     def encodes(self, o:TensorMask): return (o//self.div_mask).long()
     def decodes(self, o:TensorImage): return o.clamp(0., 1.) if self.div else o
 
-# %% ../nbs/36_types.ipynb #bf59f37d
+# %% ../nbs/36_types.ipynb #071c4cf8
 class TransformError(RuntimeError):
     "A transform that failed, on what, and why"
     def __init__(self, tfm:str, kind:str, cause:str, item=None):
         super().__init__(tfm, kind, cause, item)
         store_attr()
-    def __str__(self): return f"{self.tfm} failed on {f'item {self.item}, ' if self.item else ''}a {self.kind}: {self.cause}"
+    def __str__(self):
+        item = f'item {self.item}, ' if self.item else ''
+        return f'{self.tfm} failed on {item}a {self.kind}: {self.cause}'
     def at(self, i, items):
         "This error, with the item's number and name"
         if self.item: return self
         return TransformError(*self.args[:3], f'{i} ({items.name(i)})' if isinstance(items, PackedPaths) else str(i))
 
-def _kind(o):
+def _class_of(o):
     "The class of `o`, with the shape of a tensor and the parts of a tuple"
-    if isinstance(o, tuple): return f"{type(o).__name__} ({', '.join(map(_kind, o))})"
+    if isinstance(o, tuple): return f"{type(o).__name__} ({', '.join(map(_class_of, o))})"
     return f'{type(o).__name__} {tuple(o.shape)}' if isinstance(o, Tensor) and o.ndim else type(o).__name__
 
 # %% ../nbs/36_types.ipynb #d170fc66
