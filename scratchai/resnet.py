@@ -70,7 +70,7 @@ class ResNet(Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x).flatten(1))
 
-# %% ../nbs/13_resnet.ipynb #276e5f4c
+# %% ../nbs/13_resnet.ipynb #303bcad0
 pretrained_weights = {} # Name of a network: a function that returns its `state_dict`
 models = NS() # The networks by name: `models.resnet34`
 
@@ -83,8 +83,8 @@ def _arch(name, make, *args, **fixed):
         m.load_state_dict(pretrained_weights[name]())
         return m
     f.__name__ = f.__qualname__ = name
-    setattr(models, name, f)
-    return f
+    setattr(models, name, register(f)) # so that an exported model can name it
+    return models[name]
 
 resnet18,resnet34 = _arch('resnet18', ResNet, BasicBlock, [2,2,2,2]),_arch('resnet34', ResNet, BasicBlock, [3,4,6,3])
 resnet50,resnet101 = _arch('resnet50', ResNet, Bottleneck, [3,4,6,3]),_arch('resnet101', ResNet, Bottleneck, [3,4,23,3])
