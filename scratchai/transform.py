@@ -20,6 +20,7 @@ from .loader import *
 from .data import *
 from .losses import *
 from .types import *
+from .loader import _seed
 from .types import _checked,_class_of,_packed,_pick,_retuple
 
 # %% ../nbs/11_transform.ipynb #307a36b2
@@ -260,6 +261,7 @@ def _item_at(b, i): return _retuple(tuple(_item_at(o, i) for o in b), b) if isin
 # %% ../nbs/11_transform.ipynb #fce26a9c
 class TfmdDL(DataLoader):
     "A `DataLoader` with transforms of items, of lists of items, and of batches"
+    _items = None
     def __init__(self,
         dataset, # Anything with `__len__` and `__getitem__`
         bs:int=64, shuffle:bool=False, # Items in a batch; a new order in every epoch?
@@ -289,7 +291,17 @@ class TfmdDL(DataLoader):
         same = {*argnames(DataLoader.__init__),'items','after_item','before_batch'} - {'self','ds','collate_fn'}
         old = {**{k: getattr(self, k) for k in same}, 'collate_fn':self._collate, 'do_setup':'after_batch' in kwargs}
         return type(self)(ifnone(dataset, self.dataset), **{**old, **kwargs})
-    def _transformed(self, b): return self.after_batch(b, self.split_idx)
+    def _batches(self, start, by_workers):
+        "As in `DataLoader`; keys of the items are kept for transforms of batches that draw"
+        epoch,todo = self.epoch,self.order(self.epoch).split(self.bs)[start:len(self)]
+        for idxs,(b,bad) in zip(todo, super()._batches(start, by_workers)):
+            self._items = (epoch,[i for i in idxs.tolist() if i not in [o.index for o in bad]]) if b is not None else None
+            yield b,bad
+    def _transformed(self, b):
+        for n,f in enumerate(self.after_batch):
+            if self._items and hasattr(f, 'reseed'): f.reseed([_seed(self.seed, self._items[0], i, n) for i in self._items[1]])
+        self._items = None
+        return self.after_batch(b, self.split_idx)
     def do_item(self, i:int): return self.ds[i] # An item after `after_item`
     def decode(self, b): return to_cpu(self.after_batch.decode(b, split_idx=self.split_idx))
     def decode_item(self, o):
