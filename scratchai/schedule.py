@@ -207,25 +207,26 @@ def slide(lrs, losses, num_it, lr_diff:int=15, thresh:float=0.005, adjust_value:
     lr = lrs[i].item()*adjust_value
     return lr,(lr,float(np.interp(math.log(lr), lrs.log(), losses)))
 
-# %% ../nbs/10_schedule.ipynb #95afe46a
+# %% ../nbs/10_schedule.ipynb #59558b66
 class SuggestionMethod:
     "The rules by which `lr_find` can suggest a rate"
     Valley,Slide,Minimum,Steep = valley,slide,minimum,steep
 
 class LRFinder(ParamScheduler):
     "Rates that grow by equal factors for `num_it` batches, or until the smoothed loss is four times its best"
-    rates = ()
+    group_rates = () # of each batch, those of all groups
     def __init__(self, start_lr=1e-7, end_lr=10, num_it=100, stop_div=True, beta=0.98):
         store_attr()
         self.smooth = AvgSmoothLoss(beta)
     losses = property(lambda self: self.smooth.values, doc="Smoothed loss of each batch")
+    rates = property(lambda self: [o[-1] for o in self.group_rates], doc="The last group's rate in each batch")
     def before_fit(self):
         if not self.fitting: return
         lo,hi = self._rates(self.start_lr),self._rates(self.end_lr)
         if self.num_it<1 or not ((0<lo) & (lo<hi)).all():
             raise ValueError(f'Rates grow from above 0 in at least one batch, not from {lo} to {hi} in {self.num_it}.')
         self.smooth.reset()
-        self.scheds,self.rates,self.best = dict(lr=SchedExp(lo, hi)),[],math.inf
+        self.scheds,self.group_rates,self.best = dict(lr=SchedExp(lo, hi)),[],math.inf
         super().before_fit()
     def _rates(self, lr):
         self.opt.set_hyper('lr', lr)
@@ -234,7 +235,7 @@ class LRFinder(ParamScheduler):
     def after_batch(self):
         if self.learn.loss is not None:
             self.smooth.accumulate(self.learn)
-            self.rates.append(self.opt.hypers[-1]['lr'])
+            self.group_rates.append([h['lr'] for h in self.opt.hypers])
             self.best = min(self.best, self.smooth.value)
         lost = self.losses and not self.losses[-1] <= self.best + 3*abs(self.best)
         if len(self.hps['lr'])>=self.num_it or (self.stop_div and lost): raise CancelFitException
@@ -248,12 +249,13 @@ class LRFinder(ParamScheduler):
         funcs = [f if callable(f) else getattr(SuggestionMethod, f.capitalize()) for f in funcs]
         return {getattr(getattr(f, 'func', f), '__name__', 'own'):f(lrs, losses, self.num_it) for f in funcs}
     def plot(self, marks=None, skip_end=5, ax=None): # What `suggest` returned; points to leave out at the end; where
-        "Draw the smoothed loss over the rate"
+        "Draw the smoothed loss over the rate, once for each group whose rates differ"
         ax,n = ax or plt.subplots(figsize=(4.5,2.7))[1],max(len(self.rates)-skip_end, 2)
-        ax.semilogx(self.rates[:n], self.losses[:n])
+        curves = {r:f'group {i}' for i,r in enumerate(zip(*self.group_rates))} # groups of equal rates share one
+        for r,k in curves.items(): ax.semilogx(r[:n], self.losses[:n], label=k if len(curves)>1 else None)
         for k,(lr,pt) in (marks or {}).items(): ax.plot(*pt, 'o', label=f'{k} {lr:.2g}')
         ax.set(xlabel='learning rate', ylabel='loss (smoothed)')
-        if marks: ax.legend()
+        if marks or len(curves)>1: ax.legend()
         return ax
 
 # %% ../nbs/10_schedule.ipynb #be2a0e53

@@ -233,6 +233,23 @@ def test_wrong_searches():
         warnings.simplefilter('ignore')
         with pytest.raises(ValueError, match='0 losses'): find(synth_learner(data=NS(train=[], valid=[])))
 
+def test_a_search_with_groups():
+    "Each group has its own rates, and a curve; the suggestion is the last group's"
+    two = synth_learner(splitter=halves)
+    for start,end in (([1e-7,1e-5],[1e-1,10.]), (np.array([1e-7,1e-5]),np.array([1e-1,10.])), (slice(1e-7,1e-5),slice(1e-1,10.))):
+        res = two.lr_find(start, end, num_it=30, stop_div=False)
+        lo,hi = np.array(res.finder.group_rates).T
+        close(hi/lo, np.full(30, 100.))
+        close([lo[0],hi[0]], [1e-7,1e-5], eps=1e-12)
+        assert list(hi)==res.finder.rates and res.valley in res.finder.rates
+        lines = plt.gca().lines
+        assert [o.get_label() for o in lines]==['group 0','group 1',f'valley {res.valley:.2g}'] and plt.gca().get_legend()
+        for o,rs in zip(lines, (lo,hi)): close(o.get_xdata(), rs[:25])
+        close(lines[0].get_ydata(), lines[1].get_ydata())
+        plt.close('all')
+    two.lr_find(num_it=30, suggest_funcs=None)
+    assert len(plt.gca().lines)==1 and not plt.gca().get_legend() # the same rates for both: one curve
+
 def test_run_lr_find():
     class Skipped(Callback):
         run_lr_find = False
