@@ -8,7 +8,7 @@ __all__ = ['BBoxLblBlock', 'TransformBlock', 'ImageBlock', 'CategoryBlock', 'Dat
            'PointBlock', 'BBoxBlock', 'AddMaskCodes', 'MaskBlock', 'ImageDataLoaders', 'SegmentationDataLoaders',
            'CachedItems']
 
-# %% ../nbs/12_block.ipynb #230cdd97
+# %% ../nbs/12_block.ipynb #975fe9e0
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +20,11 @@ from torch import Tensor
 from .core import *
 from .data import *
 from .losses import *
-from .types import *
 from .transform import *
-from .cache import *
 from .crops import *
 from .splitters import *
-from .files import _listed
-from .transform import _pick
+from .files import _listed # arrays and tensors as lists
+from .transform import _checked,_pick # splits as positions; an item of a list, or of a frame
 
 # %% ../nbs/12_block.ipynb #70ba3e1e
 @dataclass
@@ -74,7 +72,7 @@ def _walk(title, fs, o, where='0'):
         except TransformError as e: raise TransformError(*e.args[:3], where) from e.__cause__
     return o
 
-# %% ../nbs/12_block.ipynb #ea53f481
+# %% ../nbs/12_block.ipynb #5cfdab5c
 class DataBlock:
     "Which items there are, what of them is input and target, and which validate: all that `DataLoaders` need"
     def __init__(self,
@@ -99,6 +97,11 @@ class DataBlock:
             if fs is not None: self._set_getters(k, [fs] if callable(fs) else list(fs), part)
         self.dl_type = dl_type or first(self.blocks.attrgot('dl_type').filter()) or TfmdDL
         self._set_tfms(item_tfms, batch_tfms)
+    @classmethod
+    def from_columns(cls, blocks=None, getters=None, get_items=noop, **kwargs): # As above
+        "For a source, or `get_items`, that gives a list for each block, and not one of items"
+        getters = getters or [ItemGetter(i) for i in range(2 if blocks is None else len(L(blocks)))]
+        return cls(blocks, getters=getters, get_items=lambda o: list(zip(*get_items(o))), **kwargs)
     def _set_getters(self, name, fs, part):
         if len(fs)!=len(self.blocks[part]): raise ValueError(f'`{name}` has {len(fs)} functions for '
             f'{len(self.blocks[part])} of {len(self.blocks)} blocks (`n_inp` is {self.n_inp}): give one for each. '
@@ -123,31 +126,23 @@ class DataBlock:
     def split(self, items):
         "Positions that train, and that validate; from a table, the splitter gets one with its rows numbered from 0"
         found = self.splitter(items.reset_index(drop=True) if hasattr(items, 'iloc') else items)
-        try:
-            halves = L(map(_listed, found))
-            res = halves.map(mask2idxs)
-        except (TypeError,ValueError) as e: raise TypeError(f'The splitter returned no positions: {found!r}.') from e
-        for o in halves:
-            if isinstance(first(o), (bool,np.bool_)) and len(o)!=len(items):
-                raise ValueError(f'The splitter returned a mask of {len(o)} flags for {len(items)} items.')
-        has = ' and '.join(f'{len(o)} {k}' for o,k in zip([*res, []], ('train','validate')))
-        if len(res)>1 and all(res): return res
-        raise ValueError(f'Of {len(items)} items, {has}. There must be some of each: look at the items, the share '
-            'or the column that decides.')
+        res = _checked(found, len(items))
+        if len(res)>1 and res[1]: return res
+        raise ValueError(f'Of {len(items)} items, {len(res[0])} train and 0 validate. There must be some of each: look '
+            'at the items, the share or the column that decides.')
     def datasets(self, source, verbose:bool=False):
         "The samples of a source, whose labels have all been read"
         items,say = self.items(source),print if verbose else noop
         say(f'{len(items):,} items of {_brief(source)}, the first: {_brief(_pick(items, 0))}')
         splits = self.split(items)
         say(' and '.join(f'{len(o):,} {k}' for o,k in zip(splits, ('train','validate'))))
-        fs = [[] if g is noop else list(g) if isinstance(g, Pipeline) else [g] for g in self.getters]
-        def whole(f): return f if isinstance(f, Transform) else ItemTransform(f)
-        if isinstance(_pick(items, 0), tuple): fs = [[whole(o) for o in f[:1]]+f[1:] for f in fs]
-        tfms = [f+list(b.type_tfms.map(_own)) for f,b in zip(fs, self.blocks)]
-        div = max([1, *self.batch_tfms.attrgot('div_mask', 1)])
-        for f in L(tfms).concat().filter(lambda f: hasattr(f, 'div_mask')): f.div_mask = div # for the check of a mask
+        def whole(f): return f if isinstance(f, (Transform,type)) else ItemTransform(f)
+        gets = [L(whole(f) for f in L(g) if f is not noop) for g in self.getters]
+        tfms = [fs+b.type_tfms.map(_own) for fs,b in zip(gets, self.blocks)]
+        div = max([1, *self.batch_tfms.attrgot('div_mask', 1)]) # what a mask is divided by later counts in its check
+        for f in L(tfms).concat().filter(lambda f: hasattr(f, 'div_mask')): f.div_mask = div
         res = Datasets(items, tfms, splits=splits, n_inp=self.n_inp, dl_type=self.dl_type)
-        for tl in res.tls.filter(lambda o: o.tfms.fs.filter(risinstance(Categorize))):
+        for tl in res.tls.filter(lambda o: any(isinstance(f, Categorize) or hasattr(f, 'eager') for f in o.tfms)):
             for i in L(splits).concat(): tl[i]
         return res
     def dataloaders(self, source,
@@ -176,15 +171,16 @@ class DataBlock:
         _walk('Batch', dl.after_batch, dl.new(after_batch=None).one_batch())
         if show_batch: dl.show_batch(**kwargs)
 
-# %% ../nbs/12_block.ipynb #bcca78ec
-class MultiCategorize(Categorize):
-    "Lists of classes to their numbers, and back"
+# %% ../nbs/12_block.ipynb #91d06d34
+class MultiCategorize(ItemTransform, Categorize):
+    "Lists, or tuples, of classes to their numbers, and back"
     loss_func = BCEWithLogitsLossFlat()
     def __init__(self, vocab=None, add_na:bool=False): super().__init__(vocab, sort=vocab is None, add_na=add_na)
     def setups(self, items):
-        if self.vocab is None: self.vocab = CategoryMap(L(items).concat(), add_na=self.add_na)
+        if self.vocab is None: self.vocab = CategoryMap(L(items).filter(is_iter).concat(), add_na=self.add_na)
     def encodes(self, o):
-        if isinstance(o, str): raise TypeError(f'Several labels are a list, as {o.split()} is, and not the text {o!r}.')
+        if isinstance(o, str) or not is_iter(o): raise TypeError('Several labels are a list, such as '
+            f"['cat','dog'], and not {o!r}.")
         return TensorMultiCategory([super(MultiCategorize, self).encodes(p) for p in o])
     def decodes(self, o:TensorMultiCategory): return MultiCategory(self.vocab[i] for i in o.tolist())
 
@@ -209,16 +205,16 @@ def MultiCategoryBlock(encoded:bool=False, vocab=None, add_na:bool=False): # The
     "Any number of several classes"
     return TransformBlock(EncodedMultiCategorize(vocab) if encoded else [MultiCategorize(vocab, add_na), OneHotEncode])
 
-# %% ../nbs/12_block.ipynb #7c9922b1
-class RegressionSetup(Transform):
-    "Numbers to `float32`; what is a tensor stays as it is"
-    loss_func,random = MSELossFlat(),False
+# %% ../nbs/12_block.ipynb #a375c17c
+class RegressionSetup(ItemTransform):
+    "A number, several, or text that is one, to `float32`; a tensor stays as it is"
+    loss_func,random,eager = MSELossFlat(),False,True # a `DataBlock` reads eager targets at the start
     def __init__(self, c:int|None=None): # How many numbers; `None`: as many as the first item has
         self.c = c
-    def setups(self, items):
-        if self.c is None: self.c = tensor(items[0]).numel()
+    def setups(self, items): self.c = ifnone(self.c, np.asarray(items[0]).size)
     def encodes(self, o):
-        res = o if isinstance(o, Tensor) else tensor(o).float()
+        try: res = o if isinstance(o, Tensor) else torch.from_numpy(np.array(o, np.float32))
+        except (TypeError,ValueError): res = tensor(np.nan)
         if res.isnan().any(): raise ValueError(f'{o!r} is no number to learn.')
         return res
     def decodes(self, o):
@@ -235,17 +231,21 @@ class PointScaler(ItemTransform):
         wh = tensor(o[0].shape[-2:]).flip(0)
         return tuple(TensorPoint(f(p, wh)) if isinstance(p, TensorPoint) else p for p in o)
 
-# %% ../nbs/12_block.ipynb #a4d3f4f7
+# %% ../nbs/12_block.ipynb #b9077901
 def RegressionBlock(n_out:int|None=None): return TransformBlock(RegressionSetup(n_out)) # One number, or `n_out`
 
-def PointBlock(): return TransformBlock([TensorPoint.create, RegressionSetup], PointScaler) # `(x, y)` in pixels
+def PointBlock():
+    "Points `(x, y)` in pixels, one or a list of them"
+    create = ItemTransform(TensorPoint.create)
+    create.random = False
+    return TransformBlock([create, RegressionSetup], PointScaler)
 
 def BBoxBlock(*args, **kwargs):
     raise NotImplementedError('There are no blocks for boxes, `BBoxBlock` and `BBoxLblBlock`. The corners of a box '
         'are two points, for `PointBlock`; more is for a `TransformBlock` of your own.')
 BBoxLblBlock = BBoxBlock
 
-# %% ../nbs/12_block.ipynb #4c25c11b
+# %% ../nbs/12_block.ipynb #8a71c977
 class AddMaskCodes(Transform):
     "What the values of a mask stand for; other values are an error"
     loss_func,random,div_mask = CrossEntropyLossFlat(axis=1),False,1
@@ -256,7 +256,7 @@ class AddMaskCodes(Transform):
         codes = ifnone(codes, values)
         self.codes,self.values = L() if codes is None else _listed(codes),values
         if values is not None and len(values)!=len(self.codes): raise ValueError(f'There are {len(self.codes)} codes '
-            f'{self.codes}, and {len(values)} `values`: give one for each.')
+            f'{_brief(self.codes)}, and {len(values)} `values`: give one for each.')
         if codes is not None: self.vocab,self.c = CategoryMap(self.codes, sort=False),len(self.codes)
     def encodes(self, o:PILMask):
         n,res = len(self.codes) or 255,o
@@ -265,14 +265,18 @@ class AddMaskCodes(Transform):
             table[list(self.values)] = range(n)
             res = PILMask.create(table[np.asarray(o)])
         if res.getextrema()[1]//self.div_mask<n: return res
-        raise ValueError(f'The mask has the values {np.unique(o).tolist()}, and the codes are 0 to {n-1} {self.codes}: '
-            f'say which value stands for each code, as `MaskBlock(codes, values=[0,255])` does.')
+        has,codes = _brief(np.unique(o).tolist()),f'0 to {n-1} {_brief(self.codes)}'
+        raise ValueError(f'The mask has the values {has}, and the codes are {codes}: say which value stands for each '
+            'code, as `MaskBlock(codes, values=[0,255])` does.')
 
 def MaskBlock(codes=None, values=None): # As in `AddMaskCodes`
     "A class for every pixel"
     return TransformBlock(type_tfms=[PILMask.create, AddMaskCodes(codes, values)], batch_tfms=IntToFloatTensor)
 
-# %% ../nbs/12_block.ipynb #52ff0a74
+# %% ../nbs/12_block.ipynb #ac58aeed
+def _name(fn): return Path(fn).name
+_name.random,_name.names = False,True # for a loader: it draws nothing, and takes text
+
 class ImageDataLoaders(DataLoaders):
     "`DataLoaders` of pictures in files; each factory is a `DataBlock`"
     @classmethod
@@ -296,9 +300,7 @@ class ImageDataLoaders(DataLoaders):
     @classmethod
     def from_name_func(cls, path, fnames, label_func, *args, **kwargs):
         "From files, and a function from the file's name to label"
-        f = compose(Path, attrgetter('name'), label_func)
-        f.random = getattr(label_func, 'random', True)
-        return cls.from_path_func(path, fnames, f, *args, **kwargs)
+        return cls.from_path_func(path, fnames, Pipeline([_name, label_func]), *args, **kwargs)
     @classmethod
     def from_path_re(cls, path, fnames, pat:str, *args, **kwargs):
         "From files, and a pattern whose first group, in the path, is the label"
@@ -314,10 +316,8 @@ class ImageDataLoaders(DataLoaders):
         if len(labels)!=len(fnames): raise ValueError(f'There are {len(fnames)} pictures but {len(labels)} labels.')
         o = first(labels)
         guess = MultiCategoryBlock if is_listy(o) else RegressionBlock if isinstance(o, float) else CategoryBlock
-        get_x,get_y = [ItemTransform(itemgetter(i)) for i in (0,1)]
-        get_x.random = get_y.random = False # the loader need not seed for them
-        return cls.from_path_func(path, list(zip(fnames, labels)), get_y, valid_pct, seed, *args, get_x=get_x,
-            y_block=y_block or guess, splitter=splits and (lambda items: splits), **kwargs)
+        return cls.from_path_func(path, list(zip(fnames, labels)), ItemGetter(1), valid_pct, seed, *args,
+            get_x=ItemGetter(0), y_block=y_block or guess, splitter=splits and (lambda items: splits), **kwargs)
     @classmethod
     def from_folder(cls,
         path, # A folder with a folder for each class, in `train` and `valid` or, with `valid_pct`, directly
@@ -366,7 +366,7 @@ class SegmentationDataLoaders(DataLoaders):
         return ImageDataLoaders.from_path_func(path, fnames, label_func, valid_pct, seed, *args,
             y_block=MaskBlock(codes, values), **kw)
 
-# %% ../nbs/12_block.ipynb #901be216
+# %% ../nbs/12_block.ipynb #39e47585
 class CachedItems(Cached, TfmdItems):
     "The items of a loader, their pictures decoded once"
     fns=tfm = None # what `Cached` asks for; nothing happens to a picture behind the cache
@@ -374,11 +374,11 @@ class CachedItems(Cached, TfmdItems):
         cache='memory', # Where decoded pictures are kept: 'memory', or a folder
     ):
         super().__init__(ds, after_item)
-        for f in self.after_item:
-            if Pipeline(f).draws(ds.split_idx): raise ValueError('`cache=` keeps what the item transforms give, '
-                f"but {f} draws anew in every epoch. Take a `Resize` with method='squish', and crop on the batch.")
-        item,others = self._made(0),(TensorImage,TensorMask,TensorPoint)
-        if not isinstance(item[0], TensorImage) or any(isinstance(o, others) for o in item[1:]):
+        if bad := first(self.after_item, lambda f: Pipeline(f).draws(ds.split_idx)): raise ValueError('`cache=` keeps '
+            f"what the item transforms give, but {bad} draws anew in every epoch. Take a `Resize` with method='squish' "
+            'and crop on the batch.')
+        item = self._made(0)
+        if not isinstance(item[0], TensorImage) or any(isinstance(o, (TensorImageBase,TensorPoint)) for o in item[1:]):
             raise ValueError(f'`cache=` keeps one picture an item, and its labels, not {_brief(item)}.')
         self.cls,self.y = type(item[0]),list(zip(*ds.tls[1:]))
         self._find_files(list(ds.tls[0].tfms))

@@ -88,12 +88,10 @@ class CutTransform(DisplayedTransform):
         cut = self.cut(*size)
         return TensorPoint.create(cut.points(o), cut.size)
 
-# %% ../nbs/38_crops.ipynb #c419b8bb
+# %% ../nbs/38_crops.ipynb #fffeb43d
 class ResizeMethod: Squish,Crop,Pad = 'squish','crop','pad'
 
 class PadMode: Zeros,Border,Reflection = 'zeros','border','reflection'
-
-_pads = dict(zeros='constant', border='edge', reflection='reflect') # NumPy's names
 
 def _one_of(name, v, *allowed):
     some = ', '.join(map(repr, allowed[:-1]))

@@ -114,7 +114,8 @@ class Categorize(DisplayedTransform):
         if self.vocab is None: self.vocab = CategoryMap(items, self.sort, self.add_na)
     def encodes(self, o):
         i = self.vocab.o2i.get(o, 0 if self.add_na else None)
-        if i is None: raise ValueError(f'The label {o!r} is not among the classes: {self.vocab}.')
+        if i is None: raise ValueError(f'The label {o!r} is not among the classes: '
+            f"{truncstr(str(self.vocab), 120, suf='…')}.")
         return _number(i)
     def decodes(self, o): return Category(self.vocab[int(o)])
 
@@ -351,6 +352,8 @@ def test_dl(self:DataLoaders,
     **kwargs # Passed on to the loader
 )->TfmdDL:
     "A loader of further `items`, for which there need be no labels"
+    if isinstance(items, (str,Path)) or not hasattr(items, '__len__'):
+        raise TypeError(f'`test_dl` takes a list of items, and this is one: {items!r}.')
     dl = first(self[1:], len) or self[0]
     if not isinstance(dl, TfmdDL): raise TypeError(f'`test_dl` needs a `TfmdDL`, not a {type(dl).__name__}.')
     ds = test_set(dl.dataset, items, with_labels)

@@ -23,7 +23,7 @@ from fastcore.all import *
 from .core import *
 from .doodles import class_names
 from .files import *
-from .files import _to_rgb
+from .files import _listed,_to_rgb
 
 # %% ../nbs/37_types.ipynb #6d7e5b4d
 def retain_type(
@@ -84,7 +84,8 @@ class TensorPoint(TensorBase):
         t, # Numbers, two for each point
         img_size:tuple|None=None, # Width and height of their picture, kept as an attribute
     ):
-        res = cls(tensor(t).view(-1, 2).float())
+        if (t := tensor(t)).numel()%2: raise ValueError(f'Points are pairs `x` and `y`, not {t.numel()} numbers.')
+        res = cls(t.view(-1, 2).float())
         if img_size is not None: res.img_size = img_size
         return res
     def show(self, ctx=None, **kwargs):
@@ -461,9 +462,16 @@ def _pick(items, idxs):
     return PackedPaths(map(items.name, idxs)) if isinstance(items, PackedPaths) else L(items[i] for i in idxs)
 
 def _checked(splits, n):
-    "`splits` as lists of positions from 0 to `n-1`, without any in two of them"
+    "`splits`, positions or masks, as lists of positions from 0 to `n-1`, without any in two of them"
     if splits is None: return L(range(n), [])
-    splits,owner = L(splits).map(lambda o: L(mask2idxs(o)).map(int)),{}
+    try:
+        halves,owner = L(map(_listed, splits)),{}
+        splits = halves.map(lambda o: L(mask2idxs(o)).map(int))
+    except (TypeError,ValueError) as e: raise TypeError('Splits are positions or masks, and not '
+        f'{truncstr(repr(splits), 80)}.') from e
+    for o in halves:
+        if isinstance(first(o), (bool,np.bool_)) and len(o)!=n:
+            raise ValueError(f'A split is a mask of {len(o)} flags, but there are {n} items.')
     if not splits[0]: raise ValueError(f'Of {n} items, none are for training: look at what splits them.')
     for k,i in ((k,i) for k,idxs in enumerate(splits) for i in idxs):
         if not 0<=i<n: raise ValueError(f'Split {k} names item {i}, but there are {n} items, 0 to {n-1}.')

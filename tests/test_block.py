@@ -67,7 +67,10 @@ def test_several_classes(fns):
     assert type(d[1][1]) is TensorMultiCategory and d.decode(d[1])[1]==['1','cat'] and isinstance(d.loss_func, BCEWithLogitsLossFlat)
     assert dsets(vocab=['cat','1','0']).vocab==['cat','1','0'] and dsets(vocab=['cat'], add_na=True)[1][1].tolist()==[1,1]
     with pytest.raises(TransformError, match="MultiCategorize failed on item 0 .*'0' is not among the classes"): dsets(vocab=['cat','1'])
-    with pytest.raises(TransformError, match="Several labels are a list, as .'a', 'b'. is, and not the text 'a b'"): block((ImageBlock, MultiCategoryBlock), get_y=lambda o: 'a b').datasets(fns)
+    with pytest.raises(TransformError, match="MultiCategorize failed on item 0 .*Several labels are a list, such as .*, and not 'a b'"): block((ImageBlock, MultiCategoryBlock), get_y=lambda o: 'a b').datasets(fns)
+    with pytest.raises(TransformError, match='MultiCategorize failed on item 2 .*Several labels are a list, such as .*, and not None'): block((ImageBlock, MultiCategoryBlock), get_y=lambda o: None if Path(o).stem=='2' else ['a']).datasets(fns)
+    pair = block((ImageBlock, MultiCategoryBlock), get_y=lambda o: ('a',label(o))).datasets(fns)
+    assert pair.vocab==['a','cat','dog'] and pair[0][1].tolist()==[1,1,0] and pair.decode(pair[0])[1]==['a','cat']
 
 def test_several_classes_that_are_encoded(fns):
     enc = block((ImageBlock, MultiCategoryBlock(encoded=True, vocab=['b','a'])), get_y=lambda o: [0,1]).datasets(fns)
@@ -82,15 +85,22 @@ def test_numbers(fns):
     assert (one.c,three.c,one.one_batch()[1].tolist(),three.one_batch()[1][0].tolist()) == (1,3,[0.,2.,4.,6.],[1,2,3.5])
     assert one.one_batch()[1].dtype==torch.float32 and isinstance(one.loss_func, MSELossFlat) and dls(RegressionBlock(n_out=7)).c==7
     for bad in (float('nan'),[1.,np.nan]):
-        with pytest.raises(TransformError, match='RegressionSetup failed on item 0 .*nan.* is no number to learn'): dls(y=lambda o: bad).train_ds[0]
-    with pytest.raises(TransformError, match='RegressionSetup failed on item 0'): dls(RegressionBlock(1), y=lambda o: 'x').train_ds[0]
+        with pytest.raises(TransformError, match='RegressionSetup failed on item 0 .*nan.* is no number to learn'): dls(y=lambda o: bad)
+    for b in (RegressionBlock, RegressionBlock(1)):
+        for bad in (None,'x',{}):
+            with pytest.raises(TransformError, match=r'RegressionSetup failed on item 7 \(.*7.png.* is no number to learn'): dls(b, y=lambda o: bad if Path(o).stem=='7' else 1.)
+    assert dls(y=lambda o: (1,Path(o).stem)).one_batch()[1].tolist()==[[1,0],[1,2],[1,4],[1,6]] # a tuple, and text
 
 def test_points(fns):
     dls = block((ImageBlock, PointBlock), get_y=lambda o: [[0,0],[32,24],[16,6]], item_tfms=Resize(16, method='squish')).dataloaders(fns, bs=2, **kw)
     x,y = dls.one_batch()
     assert type(y) is TensorPoint and torch.allclose(y[0], torch.tensor([[-1.,-1],[1,1],[0,-.5]])) and dls.c==6
     assert torch.allclose(dls.train.decode_batch((x,y))[0][1], torch.tensor([[0.,0],[16,16],[8,4]])) and isinstance(dls.loss_func, MSELossFlat)
-    assert block((ImageBlock, PointBlock), get_y=lambda o: [3,4]).datasets(fns)[0][1].tolist()==[[3,4]]
+    with pytest.raises(TransformError, match=r'TensorPoint.create failed on item 0 \(.*0.png.*Points are pairs `x` and `y`, not 3 numbers'): block((ImageBlock, PointBlock), get_y=lambda o: [1,2,3]).datasets(fns)
+    for p in ([3,4],(3,4),((3,4),),np.array([3,4]),torch.tensor([3,4])):
+        d = block((ImageBlock, PointBlock), get_y=lambda o: p).datasets(fns)
+        assert d[0][1].tolist()==[[3,4]] and d.c==2 and not d.tls[1].tfms[1].random
+    with pytest.raises(TransformError, match=r'RegressionSetup failed on item 3 \(.*3.png.* is no number'): block((ImageBlock, PointBlock), get_y=lambda o: [np.nan if Path(o).stem=='3' else 1, 2]).datasets(fns)
 
 def test_masks(fns):
     dls = block((ImageBlock, MaskBlock(np.array(['ground','thing']), values=[0,255])), get_y=mask_of, item_tfms=Resize(12)).dataloaders(fns, bs=2, **kw)
@@ -117,6 +127,15 @@ def test_no_boxes():
     for b in (BBoxBlock, BBoxLblBlock):
         with pytest.raises(NotImplementedError, match='There are no blocks for boxes, `BBoxBlock` and `BBoxLblBlock`'): DataBlock((ImageBlock, b))
 
+def test_messages_name_a_few_of_many_classes(fns):
+    many = [f'c{i:03}' for i in range(1000)]
+    for b,y in ((CategoryBlock,'x'),(MultiCategoryBlock,['x'])):
+        with pytest.raises(TransformError, match=r"item 0 .*'x' is not among the classes: .*c000.*…") as e: block((ImageBlock, b(vocab=many)), get_y=lambda o: y).datasets(fns)
+        assert len(str(e.value))<400
+    for make in (lambda: MaskBlock(many, values=[0,1]), lambda: block((ImageBlock, MaskBlock(many[:200])), get_y=mask_of).datasets(fns)[0]):
+        with pytest.raises((ValueError,TransformError), match="c000.*…") as e: make()
+        assert len(str(e.value))<400
+
 # the three questions
 def test_without_blocks():
     rows = [dict(f=f'{i}.png', l='a b') for i in range(10)]
@@ -131,6 +150,14 @@ def test_blocks_as_class_and_instance(fns):
     assert one.n_inp==1 and one.dataloaders(fns, bs=2, **kw).one_batch()[0].shape==(2,3,8,8)
     with pytest.raises(TypeError, match="is no block. Blocks are `ImageBlock`"): DataBlock((ImageBlock, PILImage.create(np.zeros((2,2,3), np.uint8))))
     with pytest.raises(TypeError, match="get_item'"): DataBlock(two, get_item=noop)
+
+def test_columns_instead_of_items(fns):
+    labels = list('aabb')*2
+    d = DataBlock.from_columns(two, get_items=lambda path: (get_image_files(path, recurse=False),labels), splitter=halves, item_tfms=Resize(8))
+    assert d.datasets(fns[0].parent).vocab==['a','b'] and d.dataloaders(fns[0].parent, bs=2, **kw).one_batch()[0].shape==(2,3,8,8)
+    swapped = DataBlock.from_columns(two, getters=[ItemGetter(1), ItemGetter(0)], splitter=halves).datasets((labels, fns))
+    assert swapped.valid.items[0]==('a',fns[1]) and swapped[2][1]==1
+    assert DataBlock.from_columns(splitter=halves).datasets(([1,2],[3,4]))[1]==(2,4)
 
 def test_which_function_is_for_which_block(fns):
     three = (ImageBlock, ImageBlock, CategoryBlock)
@@ -166,9 +193,9 @@ def test_what_a_splitter_may_return(fns, what):
     assert Path(d.train.items[0]).name=='0.png' and [Path(o).name for o in d.valid.items]==['1.png']
 
 @pytest.mark.parametrize('what,says', (
-    (([0,1],[]),'Of 8 items, 2 train and 0 validate. There must be some of each'), (([],[0]),'Of 8 items, 0 train and 1 validate'), (([0,1],),'Of 8 items, 2 train and 0 validate'),
+    (([0,1],[]),'Of 8 items, 2 train and 0 validate. There must be some of each'), (([],[0]),'Of 8 items, none are for training'), (([0,1],),'Of 8 items, 2 train and 0 validate'),
     (([True]*8,[False]*8),'8 train and 0 validate'), (([0,1],[1]),'Item 1 is in split 0 and in split 1'), (([0],[8]),'Split 1 names item 8, but there are 8 items'),
-    (([True,False],[False,True]),'mask of 2 flags for 8 items'), ((torch.tensor([True,False]),torch.tensor([False,True])),'mask of 2 flags for 8 items'), ((['a'],['b']),'splitter returned no positions: '), (5,'splitter returned no positions: 5')))
+    (([True,False],[False,True]),'mask of 2 flags, but there are 8 items'), ((torch.tensor([True,False]),torch.tensor([False,True])),'mask of 2 flags, but there are 8 items'), ((['a'],['b']),'Splits are positions or masks, and not '), (5,'Splits are positions or masks, and not 5'), ((range(8),[False]*7),'mask of 7 flags')))
 @pytest.mark.parametrize('ask', ('datasets','dataloaders','summary'))
 def test_splitters_that_will_not_do(fns, what, says, ask):
     with pytest.raises((ValueError,TypeError), match=says): getattr(block(splitter=lambda o: what), ask)(fns)
@@ -240,6 +267,8 @@ def test_further_items(fns):
         x, = dls.test_dl(items, bs=2).one_batch()
         assert torch.equal(plain(x), want)
     assert dls.test_dl(fns, with_labels=True).one_batch()[1].shape==(2,)
+    for one in (fns[0], str(fns[0]), PILImage.create(fns[0])):
+        with pytest.raises(TypeError, match='`test_dl` takes a list of items, and this is one: .*'): dls.test_dl(one)
     dls = ImageDataLoaders.from_lists('.', fns, list('abab')*2, size=16, bs=2, **kw)
     assert dls.test_dl(fns[:3], bs=3).one_batch()[0].shape==(3,3,16,16)
 

@@ -161,3 +161,9 @@ def test_check_cells():
     with pytest.raises(ValueError, match='line 7 has no size'): check_cells(cols, 2, 'size', lambda i: f'line {i+6}', empty=True)
     with pytest.raises(ValueError, match="no column 'x' in the table, whose columns are .'file', 'label', 'size'"): check_cells(cols, 'x', 'label')
     with pytest.raises(ValueError, match='has no label'): check_cells(Frame([dict(label=None)]), 'label', 'label')
+
+def test_parts_of_an_item():
+    "Whole tuples, also where a transform would take them part by part"
+    assert ItemGetter(1)(('a','b'))=='b' and ItemGetter('k')(dict(k=3))==3 and ItemGetter(-1)([1,2])==2
+    assert AttrGetter('fname')(Row('f','l','True',0))=='f' and AttrGetter('no')(Path('a')) is None and AttrGetter('no', 7)(Path('a'))==7
+    assert not ItemGetter(0).random and not AttrGetter('name').random
