@@ -72,7 +72,7 @@ class Linear(Module):
 
     def extra_repr(self): return ', '.join(map(str, self.weight.shape[::-1])) + ', bias=False'*(self.bias is None)
 
-# %% ../nbs/05_layers.ipynb #748057c2
+# %% ../nbs/05_layers.ipynb #95318152
 class Conv2d(Module):
     "Find `nf` patterns in pictures of `ni` channels"
     def __init__(self,
@@ -91,15 +91,15 @@ class Conv2d(Module):
         ks,ds = [tuple(o) if is_listy(o) else (o,)*ndim for o in (ks,dilation)]
         if padding is None: padding = 0 if transpose else [d*(k-1)//2 for k,d in zip(ks, ds)]
         store_attr('ni,nf,ks,stride,padding,groups,dilation,ndim,transpose')
+        self.kernel = f'conv{"_transpose"*transpose}{ndim}d' # its name in `F`
         shape = (ni,nf//groups) if transpose else (nf,ni//groups)
         self.weight = Parameter(kaiming_normal_(torch.empty(*shape, *ks)))
         self.bias = Parameter(torch.zeros(nf)) if bias else None
 
     def forward(self, x): # `(bs, ni, h, w)` to `(bs, nf, ho, wo)`
         _check_width(self, x, -1-self.ndim, self.ni, 'channels')
-        f = getattr(F, f'conv{"_transpose"*self.transpose}{self.ndim}d')
         kw = dict(stride=self.stride, padding=self.padding, dilation=self.dilation, groups=self.groups)
-        return f(x, self.weight, self.bias, **kw)
+        return getattr(F, self.kernel)(x, self.weight, self.bias, **kw)
 
     def extra_repr(self):
         opts = dict(stride=1, groups=1, dilation=1, ndim=2, transpose=False)
@@ -107,7 +107,7 @@ class Conv2d(Module):
         ks = self.ks[0] if len(set(self.ks))==1 else self.ks
         return f'{self.ni}, {self.nf}, ks={ks}{changed}' + ', bias=False'*(self.bias is None)
 
-# %% ../nbs/05_layers.ipynb #96410462
+# %% ../nbs/05_layers.ipynb #4e824703
 class _Pool(Module):
     def __init__(self,
         ks:int|tuple=2, # Height and width of a patch
@@ -115,10 +115,11 @@ class _Pool(Module):
         padding:int|tuple=0, # Zeros on each side for `AvgPool`; for `MaxPool` a border that never wins
         ndim:int=2, # Axes of places: 1, 2 or 3
         ceil_mode:bool=False, # Also a last patch that hangs over the edge?
-    ): store_attr()
+    ):
+        store_attr()
+        self.kernel = f'{self.kind}_pool{ndim}d'
     def forward(self, x): # `(bs, c, h, w)` to `(bs, c, ho, wo)`
-        f = getattr(F, f'{self.kind}_pool{self.ndim}d')
-        return f(x, self.ks, self.stride, self.padding, ceil_mode=self.ceil_mode)
+        return getattr(F, self.kernel)(x, self.ks, self.stride, self.padding, ceil_mode=self.ceil_mode)
     def extra_repr(self): return f'{self.ks}'
 
 class AvgPool(_Pool):
@@ -226,7 +227,7 @@ class GroupNorm(_Norm):
         return F.group_norm(x, self.n_groups, self.weight, self.bias, self.eps)
     def extra_repr(self): return f'{self.n_groups}, {self.shape[0]}'
 
-# %% ../nbs/05_layers.ipynb #4727c101
+# %% ../nbs/05_layers.ipynb #07689b25
 class ConvLayer(Sequential):
     "A convolution, a normalisation and an activation"
     def __init__(self,
@@ -241,7 +242,7 @@ class ConvLayer(Sequential):
         bn_1st:bool=True, # The normalisation before the activation?
         act_cls=ReLU, # A class made without arguments; `None` for none
         transpose:bool=False, # A transposed convolution?
-        init='auto', # Fills the weight; 'auto': as the activation's class says, else `kaiming_uniform_`; `None`: as made
+        init='auto', # Fills the weight; 'auto': the activation's `default_init`, else `kaiming_uniform_`; `None`: as made
         xtra=None, # One more layer at the end
         bias_std:float|None=0.01, # Standard deviation of the first bias; `None`: as made
         **kwargs, # `groups` and `dilation` of the convolution
@@ -263,6 +264,7 @@ class ConvLayer(Sequential):
         super().__init__(*[o for o in (conv, *layers[::1 if bn_1st else -1], xtra) if o is not None])
 
 # %% ../nbs/05_layers.ipynb #41fea673
+@register # so that an exported model can name it
 def simple_cnn(n_out:int=10, ni:int=3)->Sequential: # From `(bs, ni, h, w)` to `(bs, n_out)`
     "Four convolutions of stride 2, with 16, 32, 64 and 128 channels, the mean over all places, and a linear layer"
     block = partial(ConvLayer, stride=2, norm_type=None, init=None, bias_std=None)

@@ -1,5 +1,6 @@
 "Chapter 05: layers against PyTorch's over a grid of arguments, errors in words, initialisation"
-import itertools,math
+import itertools,math,pickle
+from copy import deepcopy
 
 import pytest,torch,torch.nn as nn,torch.nn.functional as F
 
@@ -136,6 +137,16 @@ def test_pool_ndim_and_ceil_mode():
     same(AdaptivePool(), nn.AdaptiveAvgPool1d(1), rand(2,3,7))
     same(AdaptivePool(2), nn.AdaptiveAvgPool3d(2), rand(2,3,7,6,5))
 
+@pytest.mark.slow
+def test_layers_copy_pickle_and_compile_whatever_the_sizes():
+    x = torch.randn(2,3,16,16)
+    for m in (Conv2d(3, 4, stride=2), Conv2d(3, 4, 2, 2, transpose=True), MaxPool(), AvgPool(3, 2), ConvLayer(3, 4)):
+        m.eval()
+        for o in (deepcopy(m), pickle.loads(pickle.dumps(m))):
+            assert o(x).equal(m(x)) and repr(o)==repr(m) and [*o.state_dict()]==[*m.state_dict()]
+        f = torch.compile(lambda x: m(x), fullgraph=True, dynamic=True, backend='eager')
+        torch.testing.assert_close(f(x), m(x))
+
 def test_the_other_norms():
     x = rand(3,6,5,4)
     for eps in (1e-5, 1e-2):
@@ -194,6 +205,10 @@ def test_conv_layer_of_the_book():
     assert layers(torch.randn(2,3,16,16)).shape==(2,2) and len(layers.parameters())==8
     for kw in (dict(norm=True), dict(act=None)):
         with pytest.raises(TypeError, match='`norm_type`, a `NormType` or `None`, and `act_cls`'): ConvLayer(3, 8, **kw)
+
+def test_norms_of_weights_come_with_chapter_13(monkeypatch):
+    monkeypatch.delattr(Conv2d, 'normalize_weight', raising=False)
+    with pytest.raises(ImportError, match='NormType.Weight needs `import scratchai.resnet`'): ConvLayer(3, 8, norm_type=NormType.Weight)
 
 def test_conv_layer_init():
     def conv(**kw):
