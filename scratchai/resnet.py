@@ -70,19 +70,21 @@ class ResNet(Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x).flatten(1))
 
-# %% ../nbs/13_resnet.ipynb #303bcad0
+# %% ../nbs/13_resnet.ipynb #cec68552
 pretrained_weights = {} # Name of a network: a function that returns its `state_dict`
 models = NS() # The networks by name: `models.resnet34`
 
-def _arch(name, make, *args, **fixed):
-    def f(pretrained:bool=False, weights=None, **kwargs):
-        if not (pretrained or weights): return make(*args, **{**fixed, **kwargs})
-        if name not in pretrained_weights: raise ValueError(f'There are no pretrained weights for {name}, only for: '
-            f'{", ".join(pretrained_weights) or "no network before `import scratchai.transfer`"}.')
-        m = make(*args, **{**fixed, **kwargs})
+def _arch(name, make, *args):
+    def f(pretrained:bool=False, weights=None, **kwargs): # `weights` is torchvision's name of `pretrained`
+        m = make(*args, **kwargs)
+        if not (pretrained or weights): return m
+        have = ", ".join(pretrained_weights)
+        if name not in pretrained_weights: raise ValueError(f'There are no pretrained weights for {name}' + (
+            f', only for: {have}.' if have else '; `import scratchai.transfer` brings those that exist.'))
         m.load_state_dict(pretrained_weights[name]())
         return m
     f.__name__ = f.__qualname__ = name
+    f.__doc__ = f'The network {name}; `kwargs` are arguments of `{make.__name__}`'
     setattr(models, name, register(f)) # so that an exported model can name it
     return models[name]
 
@@ -116,7 +118,7 @@ def spectral_norm(m:Conv2d)->Conv2d: # `m`, changed in place
     del m.weight
     return m
 
-# %% ../nbs/13_resnet.ipynb #e84679bc
+# %% ../nbs/13_resnet.ipynb #066670d7
 def _weight_normed(m): return m.weight_v*(m.weight_g/m.weight_v.flatten(1).norm(dim=1).view_as(m.weight_g))
 def weight_norm(m:Conv2d)->Conv2d: # `m`, changed in place
     "Learn a direction `weight_v` and a length `weight_g` for each output, in place of `weight`"
@@ -125,14 +127,18 @@ def weight_norm(m:Conv2d)->Conv2d: # `m`, changed in place
     del m.weight
     return m
 
+# %% ../nbs/13_resnet.ipynb #4530ebca
 def _computed(self, k):
     if k=='weight' and 'make_weight' in vars(self): return self.make_weight(self)
     raise AttributeError(f'{type(self).__name__!r} object has no attribute {k!r}')
 
 Conv2d.__getattr__ = _computed
-Conv2d.normalize_weight = lambda self, kind: (weight_norm if kind==NormType.Weight else spectral_norm)(self)
 
-# %% ../nbs/13_resnet.ipynb #3dc086e3
+@patch
+def normalize_weight(self:Conv2d, kind:NormType): # `Weight` or `Spectral`
+    return (weight_norm if kind==NormType.Weight else spectral_norm)(self)
+
+# %% ../nbs/13_resnet.ipynb #6750b0d6
 class SelfAttention(Module):
     "Each place adds what it finds at the places that fit it"
     def __init__(self, n_channels:int): # Channels, in and out
@@ -146,11 +152,7 @@ class SelfAttention(Module):
 
 class SimpleSelfAttention(Module):
     "Self-attention without softmax, whose cost grows with the number of places and not with its square"
-    def __init__(self,
-        n_in:int, # Channels, in and out
-        ks:int=1, # Size of the convolution
-        sym:bool=False, # Make its matrix symmetric? Then `ks` is 1
-    ):
+    def __init__(self, n_in:int, ks:int=1, sym:bool=False): # `ks`: size of the convolution; `sym`: make it symmetric
         self.sym,self.gamma = sym,Parameter(torch.zeros(1))
         self.conv = spectral_norm(Conv2d(n_in, n_in, ks, bias=False, ndim=1))
     def forward(self, x): # `(bs, n_in, ...)` to the same
@@ -168,22 +170,24 @@ class Swish(Module):
     "`x*sigmoid(x)` (Ramachandran et al., 2017)"
     def forward(self, x): return F.silu(x)
 
-# %% ../nbs/13_resnet.ipynb #ee20e5eb
+# %% ../nbs/13_resnet.ipynb #0f84c553
 class BlurPool(Module):
     "Blur with the weights 1, 2, 1 along each axis, then keep every `stride`-th place"
-    def __init__(self, stride:int=2, ndim:int=2, ceil_mode:bool=True): store_attr() # `ceil_mode`: round sizes up?
+    def __init__(self, stride:int=2, ndim:int=2, ceil_mode:bool=True): # `ceil_mode`: round sizes up?
+        store_attr()
+        self.conv,self.pool = f'conv{ndim}d',f'max_pool{ndim}d' # their names in `F`
     def forward(self, x): # `(bs, c, h, w)` to `(bs, c, h/stride, w/stride)`
         w = row = x.new_tensor([1.,2.,1.])/4
         for _ in range(self.ndim-1): w = w[...,None]*row
-        padded,f = F.pad(x, [1,1]*self.ndim, 'reflect'),getattr(F, f'conv{self.ndim}d')
-        res = f(padded, w.expand(x.shape[1], 1, *w.shape), stride=self.stride, groups=x.shape[1])
+        padded,w = F.pad(x, [1,1]*self.ndim, 'reflect'),w.expand(x.shape[1], 1, *w.shape)
+        res = getattr(F, self.conv)(padded, w, stride=self.stride, groups=x.shape[1])
         return res if self.ceil_mode else res[(..., *[slice(n//self.stride) for n in x.shape[2:]])]
 
 class MaxBlurPool(BlurPool):
     "`BlurPool` of the maximum of each 3x3 patch"
-    def forward(self, x): return super().forward(getattr(F, f'max_pool{self.ndim}d')(x, 3, 1, 1))
+    def forward(self, x): return super().forward(getattr(F, self.pool)(x, 3, 1, 1))
 
-# %% ../nbs/13_resnet.ipynb #ecabcc48
+# %% ../nbs/13_resnet.ipynb #6a6ab482
 class ResBlock(Module):
     "A path of two convolutions, or of three where `expansion` is not 1, and a shortcut (He T. et al., 2018)"
     @delegates(ConvLayer)
@@ -209,12 +213,12 @@ class ResBlock(Module):
         **kwargs
     ):
         zero = {NormType.Batch:NormType.BatchZero, NormType.Instance:NormType.InstanceZero}.get(norm_type, norm_type)
-        nh2 = ifnone(nh2, nf)
-        nh1,ni,nf = ifnone(nh1, nh2),ni*expansion,nf*expansion
+        nh2,one = ifnone(nh2, nf),expansion==1
+        nh1,ni,nf = ni if one else ifnone(nh1, nh2),ni*expansion,nf*expansion
         conv,last = partial(ConvLayer, ndim=ndim, **kwargs),dict(norm_type=zero, act_cls=None, groups=g2)
         mid = partial(conv, norm_type=norm_type, act_cls=act_cls)
-        if expansion==1: path = [mid(ni, nh2, ks, stride, groups=ni if dw else groups), conv(nh2, nf, ks, **last)]
-        else: path = [mid(ni, nh1, 1), mid(nh1, nh2, ks, stride, groups=nh1 if dw else groups), conv(nh2, nf, 1, **last)]
+        path = [] if one else [mid(ni, nh1, 1)]
+        path += [mid(nh1, nh2, ks, stride, groups=nh1 if dw else groups), conv(nh2, nf, ks if one else 1, **last)]
         path += [SEModule(nf, reduction, act_cls)] if reduction else []
         path += [SimpleSelfAttention(nf, sym=sym)] if sa else []
         idpath = [conv(ni, nf, 1, act_cls=None)] if ni!=nf else []
@@ -222,9 +226,10 @@ class ResBlock(Module):
         self.convpath,self.idpath = Sequential(*path),Sequential(*idpath)
         self.act = ReLU(inplace=True) if act_cls is ReLU else act_cls()
 
-    def forward(self, x): return self.act(self.convpath(x) + self.idpath(x)) # to `(bs, nf*expansion, h/stride, w/stride)`
+    def forward(self, x): # `(bs, ni*expansion, h, w)` to `(bs, nf*expansion, h/stride, w/stride)`
+        return self.act(self.convpath(x) + self.idpath(x))
 
-# %% ../nbs/13_resnet.ipynb #32d13347
+# %% ../nbs/13_resnet.ipynb #24b6eeb5
 def init_cnn(m:Module):
     "`kaiming_normal_` for convolutions and linear layers, zero for each bias"
     for o in m.modules():
@@ -243,7 +248,7 @@ class XResNet(Sequential):
         n_out:int=1000, # Outputs
         stem_szs:tuple=(32,32,64), # Channels of the stem
         widen:float=1., # Factor on the channels of the stages
-        sa:bool=False, # Attention in the last block of the first stage? Of more than four stages, in the fourth from last
+        sa:bool=False, # Attention at the end of the first of four stages? Of more, of the fourth from last
         act_cls=ReLU, # Activation
         ndim:int=2, # Axes of places
         ks:int=3, # Height and width of a pattern, odd
@@ -262,10 +267,12 @@ class XResNet(Sequential):
         super().__init__(*stem, MaxPool(ks, stride, ks//2, ndim), *stages, *end)
         init_cnn(self)
 
-# %% ../nbs/13_resnet.ipynb #392ffed7
+# %% ../nbs/13_resnet.ipynb #ad4207b0
 def SEBlock(expansion, ni, nf, groups=1, reduction=16, stride=1, **kwargs):
+    "A `ResBlock` with a `SEModule`"
     return ResBlock(expansion, ni, nf, stride, groups, reduction, nh1=nf*2, nh2=nf*expansion, **kwargs)
 def SEResNeXtBlock(expansion, ni, nf, groups=32, reduction=16, stride=1, base_width=4, **kwargs):
+    "A `SEBlock` whose middle convolution has `groups`, each of `base_width` channels for every 64 of `nf`"
     return ResBlock(expansion, ni, nf, stride, groups, reduction, nh2=nf*base_width//64*groups, **kwargs)
 
 _sizes = {'18':(1,[2,2,2,2]), '34':(1,[3,4,6,3]), '50':(4,[3,4,6,3]), '101':(4,[3,4,23,3]), '152':(4,[3,8,36,3])}
@@ -274,17 +281,14 @@ xresnet18,xresnet34,xresnet50,xresnet101,xresnet152 = _archs('xresnet', ResBlock
 xse_resnet18,xse_resnet34,xse_resnet50,xse_resnet101,xse_resnet152 = _archs('xse_resnet', SEBlock)
 xse_resnext18,xse_resnext34,xse_resnext50,xse_resnext101,xse_resnext152 = _archs('xse_resnext', SEResNeXtBlock)
 
-# %% ../nbs/13_resnet.ipynb #5f92fd05
+# %% ../nbs/13_resnet.ipynb #7250ea00
 def in_channels(m)->int: # Of a model, ours or a `torch.nn.Module`
     "Channels that the first convolution for pictures takes"
     for o in m.modules():
         if getattr(getattr(o, 'weight', None), 'ndim', 0)==4: return o.weight.shape[1]
     raise ValueError(f'{type(m).__name__} has no convolution for pictures, with a weight of 4 axes.')
 
-def model_sizes(
-    m, # A model, ours or a `torch.nn.Module`
-    size:tuple=(64,64), # Height and width of the picture
-)->list: # A `torch.Size` for each child
+def model_sizes(m, size:tuple=(64,64))->list: # A `torch.Size` for each child; `size`: height and width of the picture
     "Shapes of what the children of `m` put out for one picture"
     modes,shapes = [(o, o.training) for o in m.modules()],[]
     hooks = [o.register_forward_hook(lambda m,i,out: shapes.append(out.shape)) for o in m.children()]

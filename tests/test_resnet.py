@@ -125,6 +125,8 @@ def test_other_blocks():
         assert len(m.parameters())==n_params and kinds(m).count('SEModule')==sum(stages[18 if n_params==100 else 50])
         assert m(torch.randn(2,3,32,32)).shape==(2,4)
     assert m[4][0].convpath[1][0].groups==32
+    assert [SEResNeXtBlock(4, 16, 64, base_width=w).convpath[1][0].nf for w in (4, 8)]==[128,256]
+    assert 'SEModule' in kinds(SEBlock(1, 16, 16)) and SEBlock.__doc__ and SEResNeXtBlock.__doc__
 
 def test_resnet_arguments():
     assert resnet18(n_out=3, c_in=1)(torch.randn(2,1,64,64)).shape==(2,3)==resnet50(num_classes=3)(torch.randn(2,3,64,64)).shape
@@ -147,13 +149,14 @@ def test_resnet_by_functions():
 def test_pretrained(monkeypatch):
     monkeypatch.setattr(resnet, 'pretrained_weights', {})
     for kw in (dict(pretrained=True), dict(weights='DEFAULT')):
-        with pytest.raises(ValueError, match='There are no pretrained weights for xresnet34, only for: no network'): xresnet34(**kw)
+        with pytest.raises(ValueError, match='There are no pretrained weights for xresnet34; `import scratchai.transfer` brings those that exist'): xresnet34(**kw)
     state = resnet18(n_out=2).state_dict()
     resnet.pretrained_weights['resnet18'] = lambda: state
     assert resnet18(True, n_out=2).fc.weight.equal(state['fc.weight']) and not resnet18(n_out=2).fc.weight.equal(state['fc.weight'])
     with pytest.raises(ValueError, match='for xresnet34, only for: resnet18'): models.xresnet34(pretrained=True)
 
 def test_functions_are_values():
+    assert 'arguments of `ResNet`' in resnet34.__doc__
     assert pickle.loads(pickle.dumps(resnet34)) is resnet34 and {resnet34: 1}[models.resnet34]==1
     assert all(getattr(models, k) is getattr(resnet, k) for k in vars(models))
 
@@ -235,6 +238,7 @@ def test_blur_pool():
     assert BlurPool()(x).shape==(2,3,5,4) and BlurPool(ceil_mode=False)(x).shape==(2,3,4,3) and BlurPool(3)(x).shape==(2,3,3,3)
     assert BlurPool(ndim=1)(x[...,0]).shape==(2,3,5) and BlurPool(ndim=3)(torch.randn(1,2,4,4,4)).shape==(1,2,2,2,2)
     assert MaxBlurPool()(x).equal(BlurPool()(F.max_pool2d(x, 3, 1, 1)))
+    assert pickle.loads(pickle.dumps(MaxBlurPool()))(x).equal(MaxBlurPool()(x))
     def shift(pool): return (pool(x).roll(0)-pool(x.roll(1, 3))).abs().mean()
     assert shift(MaxBlurPool())<shift(MaxPool(3, 2, 1)) # a shift by one pixel changes less
 
