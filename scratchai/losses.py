@@ -212,10 +212,10 @@ class LabelSmoothingCrossEntropy(LabelSmoothingCrossEntropyFlat):
     def __init__(self, eps=0.1, weight=None, reduction='mean'):
         super().__init__(eps, axis=1, weight=weight, reduction=reduction, flatten=False)
 
-# %% ../nbs/06_losses.ipynb #b81d3078
+# %% ../nbs/06_losses.ipynb #ed0a4e92
 class DiceLoss(CrossEntropyLossFlat):
     "1 minus the overlap of each class ([Milletari et al., 2016](https://arxiv.org/abs/1606.04797))"
-    kwargs = {}
+    kwargs = {} # nothing that `to` would have to move
     def __init__(self,
         axis:int=1, smooth:float=1e-6, # The dimension of the classes; what keeps an absent class from 0/0
         reduction:str='sum', # 'mean', 'sum' or 'none', over `(bs, c)`
