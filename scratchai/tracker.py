@@ -85,7 +85,7 @@ class EarlyStoppingCallback(PatientCallback):
         _say(self, f'Epoch {self.epoch}: training stops, {self.wait} after the best {self.monitor}, {self.best:.6g}.')
         raise CancelFitException
 
-# %% ../nbs/20_tracker.ipynb #3875ddd8
+# %% ../nbs/20_tracker.ipynb #f61b8ebe
 def _kind(opt): return type(getattr(opt, 'opt', opt)).__name__
 def _file(learn, name):
     file = learn.path/learn.model_dir/name
@@ -94,11 +94,13 @@ def _file(learn, name):
 @patch
 def save(self:Learner,
     file, # Name in `path/model_dir`; without ending, `.safetensors` is added
-    with_opt:bool=True, # The optimizer's state too, if there is an optimizer?
+    with_opt:bool=True, # The states of the optimizer and of callbacks too, if there is an optimizer?
 )->Path: # The file
     "Save the model's weights and the optimizer's state, whole or not at all"
     file,weights = _file(self, file),self.model.state_dict()
     opt = dict(self.opt.state_dict(), by=_kind(self.opt)) if with_opt and self.opt else {}
+    cbs = {o.name: o.state_dict() for o in self.cbs if hasattr(type(o), 'state_dict')}
+    if opt and cbs: opt['cbs'] = cbs
     sd = dict(model=weights, opt=opt) if opt else weights
     if file.suffix=='.pth': return write_whole(file, partial(torch.save, sd))
     state = opt.get('state', {})
@@ -108,7 +110,7 @@ def save(self:Learner,
     text = json.dumps({**opt, 'state':rest} if opt else {}, default=float)
     return write_whole(file, partial(save_file, tensors, metadata=dict(opt=text)))
 
-# %% ../nbs/20_tracker.ipynb #8e8e4140
+# %% ../nbs/20_tracker.ipynb #be2a9b4d
 def _read(file):
     "The weights in a file and the optimizer's state, which may be empty"
     try:
@@ -142,6 +144,7 @@ def load(self:Learner,
         here = _kind(self.opt)
         if opt.get('by', here)!=here: raise ValueError(f'{file} has the state of {opt["by"]}, and here is {here}.')
         self.opt.load_state_dict(opt)
+        for o in self.cbs.filter(lambda o: o.name in opt.get('cbs', {})): o.load_state_dict(opt['cbs'][o.name])
     self.model.load_state_dict(weights, strict=strict)
     return self
 
