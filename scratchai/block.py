@@ -366,7 +366,7 @@ class SegmentationDataLoaders(DataLoaders):
         return ImageDataLoaders.from_path_func(path, fnames, label_func, valid_pct, seed, *args,
             y_block=MaskBlock(codes, values), **kw)
 
-# %% ../nbs/12_block.ipynb #39e47585
+# %% ../nbs/12_block.ipynb #6567a918
 class CachedItems(Cached, TfmdItems):
     "The items of a loader, their pictures decoded once"
     fns=tfm = None # what `Cached` asks for; nothing happens to a picture behind the cache
@@ -385,9 +385,12 @@ class CachedItems(Cached, TfmdItems):
         self.begin_cache(cache, item[0].permute(1,2,0).shape)
     def _made(self, i): return TfmdItems.__getitem__(self, i)
     def _find_files(self, fs):
-        "The file of each picture is what the first step that gives no path is given"
-        o,n = _pick(self.ds.items, 0),0
-        while isinstance(nxt := fs[n](o), (str,Path)) or not isinstance(o, (str,Path)): o,n = nxt,n+1
+        "The file of each picture is the last path among an item and what the steps make of it"
+        made = [_pick(self.ds.items, 0)]
+        for f in fs: made.append(f(made[-1]))
+        paths = [i for i,o in enumerate(made) if isinstance(o, (str,Path))]
+        if not paths: raise ValueError('`cache=` is for pictures from files, and none of the steps has a path.')
+        n = paths[-1]
         self.fns = [compose(*fs[:n])(_pick(self.ds.items, i)) for i in range(len(self))] if n else self.ds.items
         self.opening = fs[n:]
     def _how(self): return self.cls.__name__,str(self.opening),str(self.after_item)
