@@ -71,7 +71,7 @@ def _spread(x, idxs, n):
     gap = float('nan') if x.is_floating_point() else -100 if x.dtype.is_signed else 0
     return retain_type(x.new_full((n,*x.shape[1:]), gap).index_copy_(0, tensor(idxs), x.as_subclass(Tensor)), x)
 
-# %% ../nbs/17_inference.ipynb #63146bd6
+# %% ../nbs/17_inference.ipynb #c0f127f6
 class GatherPredsCallback(Callback):
     "Keeps the predictions of all batches on the CPU"
     order = 70
@@ -98,11 +98,12 @@ class GatherPredsCallback(Callback):
         dl, # The loader that was read
         reorder:bool=True, # Leave gaps for items that could not be read?
     ): # A tuple of tensors
-        bad = {o.index: o for o in getattr(dl, 'bad', ())}
-        n = len(dl.ds) if isinstance(dl, DataLoader) else self.n
-        if not self.batches: raise ValueError(f'There are no predictions: of {n} items, none could be read.' if bad else
-            'There are no predictions: the loader has no batches.')
-        if self.n+len(bad)!=n: raise RuntimeError(f'A callback ended the predictions after {self.n} of {n} items.')
+        bad,ours = {o.index for o in getattr(dl, 'bad', ())},isinstance(dl, DataLoader)
+        n = len(dl.ds if ours else dl)
+        lost = n-len(bad)-(self.n if ours else len(self.batches))
+        if lost: raise RuntimeError(f"A callback left out {lost} of {n} {'items' if ours else 'batches'}.")
+        why = 'no item could be read' if bad else 'the loader has no batches'
+        if not self.batches: raise ValueError(f'There are no predictions: {why}.')
         res = tuple(map(_as_one, zip(*self.batches)))
         if not (bad and reorder): return res
         return apply(_spread, res, [i for i in range(n) if i not in bad], n)
