@@ -56,17 +56,17 @@ class LossScaler:
     def state_dict(self)->dict: return {k:getattr(self, k) for k in ('factor','good','skipped')} # What to save
     def load_state_dict(self, state:dict): self.__dict__.update({k:state[k] for k in self.state_dict()}) # Go on from it
 
-# %% ../nbs/15_precision.ipynb #6bad6398
+# %% ../nbs/15_precision.ipynb #bb62b49e
 class AMPMode(str, Enum):
     "The two kinds of 16 bits"
     FP16,BF16 = 'fp16','bf16'
 
-def _unbound_forward(m):
+def _unbound(m):
     "`m.forward` as a function whose first argument is the model"
     f = m.forward
     return f.__func__ if getattr(f, '__self__', None) is m else lambda _, *args, **kwargs: f(*args, **kwargs)
 
-# %% ../nbs/15_precision.ipynb #eb118266
+# %% ../nbs/15_precision.ipynb #787a905c
 @delegates(LossScaler)
 class MixedPrecision(Callback):
     "Computes the model's `forward` in 16 bits; in float16, scales the loss, and skips steps if gradients overflow"
@@ -96,7 +96,7 @@ class MixedPrecision(Callback):
         half = [n for n,p in self.model.named_parameters() if p.dtype in (torch.float16,torch.bfloat16)]
         if half: raise TypeError(f'`{half[0]}` has 16 bits: mixed precision keeps weights in float32, so that small '
             'steps are not lost. Bring the model there first: `learn.model.to(torch.float32)`.')
-        inner,self.old = torch.autocast(device, self.dtype)(_unbound_forward(self.model)),vars(self.model).get('forward')
+        inner,self.old = torch.autocast(device, self.dtype)(_unbound(self.model)),vars(self.model).get('forward')
         def forward(model, *args, **kwargs): return to_float(inner(model, *args, **kwargs))
         self.model.forward,self.active = MethodType(forward, self.model),True
     def cleanup_fit(self):
