@@ -140,7 +140,7 @@ class BaseLoss:
 @delegates(cross_entropy)
 class CrossEntropyLossFlat(BaseLoss):
     "`cross_entropy`; softmax, and the most probable class"
-    def __init__(self, weight=None, *, axis=-1, **kw): super().__init__(cross_entropy, axis, weight=weight, **kw)
+    def __init__(self, axis=-1, weight=None, **kw): super().__init__(cross_entropy, axis, weight=weight, **kw)
     def _flat(self, pred, targ, soft):
         whole = self.axis==1 and pred.is_contiguous() and targ.shape==(*pred.shape[:1], *pred.shape[2:])
         return (pred,targ) if whole else super()._flat(pred, targ, soft)
@@ -152,8 +152,8 @@ class BCEWithLogitsLossFlat(BaseLoss):
     "`F.binary_cross_entropy_with_logits`; sigmoid, and which labels are above `thresh`"
     func = staticmethod(F.binary_cross_entropy_with_logits)
     def __init__(self,
-        weight:Tensor|None=None, # How much each label counts, `(c,)`
-        *, axis:int=-1, thresh:float=0.5, # A label above this probability is predicted
+        thresh:float=0.5, # A label above this probability is predicted
+        *, axis:int=-1, weight:Tensor|None=None, # How much each label counts, `(c,)`
         pos_weight:Tensor|None=None, # How much a yes counts beside a no, `(c,)`
         **kwargs # `flatten` is false where there are weights
     ):

@@ -154,7 +154,7 @@ def test_losses_of_single_numbers_are_torchs(red):
     equal(MSELossFlat(axis=1, reduction=red)(x, t), flat(F.mse_loss)(x))
     for kw in (dict(weight=w5), dict(pos_weight=w5), dict(weight=w5, pos_weight=w5)): # weights belong to columns, so these do not flatten
         equal(BCEWithLogitsLossFlat(**kw, reduction=red)(x, t), F.binary_cross_entropy_with_logits(x, t.float(), **kw, reduction=red))
-    equal(BCELossFlat(w5, reduction=red)(x.sigmoid(), t), F.binary_cross_entropy(x.sigmoid(), t.float(), w5, reduction=red))
+    equal(BCELossFlat(weight=w5, reduction=red)(x.sigmoid(), t), F.binary_cross_entropy(x.sigmoid(), t.float(), w5, reduction=red))
     assert BCEWithLogitsLossFlat(flatten=False, reduction='none')(x, t).shape==(6,5)
 
 def test_floatify_makes_targets_of_the_predictions_type():
@@ -272,3 +272,9 @@ x3,y3 = torch.zeros(4, 3),tensor([0,1,3,2])
     (DiceLoss(), (x3, y3), 'DiceLoss takes (bs, c, …) and (bs, …): got predictions (4, 3)'), (DiceLoss(), (torch.zeros(1,2,3,3), torch.zeros(1,1,3,3)), 'targets (1, 1, 3, 3)'),
     (FocalLoss(reduction='avg'), (x3, y3%3), "got 'avg'"), (DiceLoss(reduction='avg'), (torch.zeros(1,2,3,3), torch.zeros(1,3,3)), "got 'avg'"), (CrossEntropyLossFlat(reduction='avg'), (x3, y3%3), "got 'avg'")])
 def test_losses_name_what_is_wrong(loss, args, says): fails(loss, args=args, contains=says)
+
+def test_first_arguments():
+    "`axis` of cross-entropy and `thresh` of labels come first"
+    x,y = torch.randn(2,5,3),torch.randint(0, 5, (2,3))
+    equal(CrossEntropyLossFlat(1)(x, y), CrossEntropyLossFlat(axis=1)(x, y))
+    assert BCEWithLogitsLossFlat(.7).decodes(torch.tensor([.6,.8])).tolist()==[False,True]
