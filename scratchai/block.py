@@ -52,11 +52,11 @@ def _merge(*tfms):
     def kind(o): return type(o) if isinstance(o, (Transform,Normalize)) and type(o) is not Transform else id(o)
     return L({kind(o): o for o in L(map(L, tfms)).concat().map(_own)}.values())
 
-# %% ../nbs/12_block.ipynb #f6ef65ab
+# %% ../nbs/12_block.ipynb #96f22e7c
 def _brief(o):
     "`o` in a few words: its class and shape, or what it is if that is short"
     if isinstance(o, tuple): return f"({', '.join(map(_brief, o))})"
-    if isinstance(o, Tensor) and o.numel()<5: return f'{type(o).__name__}({o.tolist()})'
+    if isinstance(o, Tensor) and o.numel()<5: return ' '.join(repr(o).split())
     if hasattr(o, 'to_dict') and o.ndim==1: o = o.to_dict() # a row of a frame
     dtype = str(getattr(o, 'dtype', '')).replace('torch.', ' ')
     if hasattr(o, 'shape'): return f"{type(o).__name__} {'x'.join(map(str, o.shape))}{dtype}"
