@@ -268,7 +268,7 @@ x3,y3 = torch.zeros(4, 3),tensor([0,1,3,2])
 @pytest.mark.parametrize('loss,args,says', [
     (CrossEntropyLossFlat(), (x3, y3[:3]), 'CrossEntropyLossFlat: predictions (4, 3) take 4 targets, got 3'), (CrossEntropyLossFlat(), (x3, y3), '`targ[2]` is 3'), (CrossEntropyLossFlat(), (x3, y3/2), 'class indices are whole'),
     (CrossEntropyLossFlat(), (x3, [0,1]), 'CrossEntropyLossFlat takes two tensors, got a list'), (FocalLossFlat(), ((x3,x3), y3), 'FocalLossFlat takes two tensors, got a tuple'), (FocalLoss(), (x3, y3), '`targ[2]` is 3'),
-    (CrossEntropyLossFlat(tensor([1.,2.])), (x3, y3%3), '(3,), a number a class'), (MSELossFlat(), (x3, y3), 'MSELossFlat: predictions (4, 3) take 12 targets, got 4'), (LabelSmoothingCrossEntropy(1.5), (x3, y3%3), 'from 0 to 1, got 1.5'),
+    (CrossEntropyLossFlat(weight=tensor([1.,2.])), (x3, y3%3), '(3,), a number a class'), (MSELossFlat(), (x3, y3), 'MSELossFlat: predictions (4, 3) take 12 targets, got 4'), (LabelSmoothingCrossEntropy(1.5), (x3, y3%3), 'from 0 to 1, got 1.5'),
     (DiceLoss(), (x3, y3), 'DiceLoss takes (bs, c, …) and (bs, …): got predictions (4, 3)'), (DiceLoss(), (torch.zeros(1,2,3,3), torch.zeros(1,1,3,3)), 'targets (1, 1, 3, 3)'),
     (FocalLoss(reduction='avg'), (x3, y3%3), "got 'avg'"), (DiceLoss(reduction='avg'), (torch.zeros(1,2,3,3), torch.zeros(1,3,3)), "got 'avg'"), (CrossEntropyLossFlat(reduction='avg'), (x3, y3%3), "got 'avg'")])
 def test_losses_name_what_is_wrong(loss, args, says): fails(loss, args=args, contains=says)
