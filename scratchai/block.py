@@ -273,9 +273,9 @@ def MaskBlock(codes=None, values=None): # As in `AddMaskCodes`
     "A class for every pixel"
     return TransformBlock(type_tfms=[PILMask.create, AddMaskCodes(codes, values)], batch_tfms=IntToFloatTensor)
 
-# %% ../nbs/12_block.ipynb #ac58aeed
-def _name(fn): return Path(fn).name
-_name.random,_name.names = False,True # for a loader: it draws nothing, and takes text
+# %% ../nbs/12_block.ipynb #533fdab0
+def _file_name(fn): return Path(fn).name
+_file_name.random,_file_name.names = False,True # for a loader: it draws nothing, and takes text
 
 class ImageDataLoaders(DataLoaders):
     "`DataLoaders` of pictures in files; each factory is a `DataBlock`"
@@ -300,7 +300,7 @@ class ImageDataLoaders(DataLoaders):
     @classmethod
     def from_name_func(cls, path, fnames, label_func, *args, **kwargs):
         "From files, and a function from the file's name to label"
-        return cls.from_path_func(path, fnames, Pipeline([_name, label_func]), *args, **kwargs)
+        return cls.from_path_func(path, fnames, Pipeline([_file_name, label_func]), *args, **kwargs)
     @classmethod
     def from_path_re(cls, path, fnames, pat:str, *args, **kwargs):
         "From files, and a pattern whose first group, in the path, is the label"
