@@ -6,8 +6,9 @@
 __all__ = ['perspective_grid', 'Draws', 'RandTransform', 'MatrixTfm', 'AffineCoordTfm', 'Rotate', 'Flip', 'Dihedral', 'Zoom',
            'Warp', 'RandomResizedCropGPU', 'LightingTfm', 'Brightness', 'Contrast', 'setup_aug_tfms', 'aug_transforms']
 
-# %% ../nbs/14_augment.ipynb #da2c3124
+# %% ../nbs/14_augment.ipynb #6a2bba7e
 import random
+from functools import partial
 
 import numpy as np,torch,torch.nn.functional as F
 from torch import Tensor
@@ -47,7 +48,7 @@ def _project(mat, p): # Where `mat` takes points `(bs, n, 2)`
     res = p@mat[:,:,:2].mT + mat[:,None,:,2]
     return res[...,:2]/res[...,2:]
 
-# %% ../nbs/14_augment.ipynb #94075f74
+# %% ../nbs/14_augment.ipynb #c5677b15
 @patch
 def affine_coord(x:TensorImage,
     mat:Tensor=None, # `(bs, 2, 3)` or `(bs, 3, 3)`, from places in the result to places in `x`; `None`: the same
@@ -58,14 +59,16 @@ def affine_coord(x:TensorImage,
 )->TensorImage: # `(bs, c, *sz)`
     "Look up each pixel of the result in `x`"
     if mat is None and sz is None: return x
-    size,src,by = tuple(x.shape[-2:]) if sz is None else _hw(sz),x.as_subclass(Tensor).float(),1
+    size,src = tuple(x.shape[-2:]) if sz is None else _hw(sz),x.as_subclass(Tensor).float()
     mat = _mats(len(x)) if mat is None else _as3(mat).float()
-    if mode=='bilinear': # it looks at four pixels: are there many more of them for one of the result?
-        p = _project(mat, tensor([[-1.,-1],[1,-1],[-1,1],[1,1]]).to(mat.device).expand(len(x), 4, 2))
-        by = min(a/b for a,b in zip(x.shape[-2:], size))/2/max(2/(p.max()-p.min()).item(), 1)
-    if by>1: src = F.interpolate(src, scale_factor=1/by, mode='area', recompute_scale_factor=True)
     grid = perspective_grid(mat.to(x.device, non_blocking=True), size, align_corners)
-    res = F.grid_sample(src, grid, mode, pad_mode, align_corners)
+    by,sample = min(a/b for a,b in zip(x.shape[-2:], size))/2,partial(F.grid_sample, mode=mode, padding_mode=pad_mode)
+    res = sample(src, grid, align_corners=align_corners)
+    if mode=='bilinear' and by>1: # it looks at four pixels: for items that have many more for each of the result, means
+        p = _project(mat, tensor([[-1.,-1],[1,-1],[-1,1],[1,1]]).to(mat.device).expand(len(x), 4, 2))
+        i = (2/(p.amax((1,2))-p.amin((1,2))) < by).nonzero()[:,0].to(x.device)
+        small = F.interpolate(src[i], scale_factor=1/by, mode='area', recompute_scale_factor=True) if len(i) else src
+        res[i] = sample(small[:len(i)], grid[i], align_corners=align_corners)
     return retain_type(res.to(x.dtype) if x.is_floating_point() else res, x)
 
 # %% ../nbs/14_augment.ipynb #cafa82c5
@@ -83,7 +86,7 @@ def affine_coord(x:TensorPoint, mat=None, sz=None, mode=None, pad_mode=None, ali
     if mat is None: return x
     return retain_type(_project(torch.linalg.inv(_as3(mat).double()).to(x), x.as_subclass(Tensor)), x)
 
-# %% ../nbs/14_augment.ipynb #edef6a96
+# %% ../nbs/14_augment.ipynb #dc60ba92
 class Draws:
     "Random numbers for the items of a batch, each item with a sequence of its own"
     def __init__(self, keys): # A whole number for each item: it decides all that are drawn
@@ -93,16 +96,16 @@ class Draws:
         self.n += 1
         x = (self.keys[:1] if same else self.keys) + np.uint64(self.n*0x9e3779b97f4a7c15 % 2**64)
         for by,times in (30,0xbf58476d1ce4e5b9),(27,0x94d049bb133111eb): x = (x ^ x>>np.uint64(by))*np.uint64(times)
-        bits = (x ^ x>>np.uint64(31))>>np.uint64(40)
-        return (lo + (hi-lo)*torch.from_numpy(bits.astype(np.float32)*2**-24)).expand(len(self.keys))
+        bits = (x ^ x>>np.uint64(31))>>np.uint64(11)
+        return (lo + (hi-lo)*torch.from_numpy(bits*2**-53)).expand(len(self.keys))
     def ratio(self, lo, hi, same:bool=False): return lo*(hi/lo)**self.uniform(same=same) # As many below 1 as 1/x above
 
-# %% ../nbs/14_augment.ipynb #1d7661d8
+# %% ../nbs/14_augment.ipynb #8d15bfd8
 class RandTransform(DisplayedTransform):
     "A transform that draws once for all parts of an item or a batch, in training"
     split_idx,keys = 0,None
     def __init__(self, p:float=1., **kwargs): # How likely it is; passed on to `Transform`
-        super().__init__(**kwargs)
+        if kwargs: super().__init__(**kwargs)
         self.p = p
     def before_call(self, b, split_idx): self.do = self.p==1 or random.random()<self.p # Draw; is anything to be done?
     def reseed(self, keys): self.keys = keys # From the loader: a whole number for each item of the next batch
@@ -116,11 +119,11 @@ class RandTransform(DisplayedTransform):
         self.before_call(b, split_idx)
         return super().__call__(b, split_idx, **kwargs) if self.do else b
 
-# %% ../nbs/14_augment.ipynb #21e14e18
-def _first(b):
-    "The first tensor of a batch"
-    while isinstance(b, tuple): b = b[0]
-    return b
+# %% ../nbs/14_augment.ipynb #5bd18b75
+def _first(b, kind):
+    "The first part of a batch that is a `kind`, or `None`"
+    if not isinstance(b, tuple): return b if isinstance(b, kind) else None
+    return first(filter(lambda o: o is not None, (_first(o, kind) for o in b)))
 
 class MatrixTfm(RandTransform):
     "A transform that says by a matrix for each item what it does, so that several can be one"
@@ -133,12 +136,12 @@ class MatrixTfm(RandTransform):
         v,do = (rng.ratio if ratio else rng.uniform)(lo, hi, self.batch),rng.uniform(same=self.batch)<p
         if callable(draw): draw = draw(x)
         if draw is not None:
-            v = tensor(draw).float().cpu()
+            v = tensor(draw).double().cpu()
             if v.ndim and len(v)<len(x): raise ValueError(f'`draw` has {len(v)} numbers for {len(x)} items.')
         return torch.where(do, v[:len(x)] if v.ndim else v, neutral)
     def __repr__(self): return ' + '.join(map(str, self.parts)) if self.parts else super().__repr__()
 
-# %% ../nbs/14_augment.ipynb #6667a315
+# %% ../nbs/14_augment.ipynb #22706230
 class AffineCoordTfm(MatrixTfm):
     "Moves pixels: the product of the matrices of its parts, and one lookup"
     order,split_idx,projective = 30,None,False
@@ -164,7 +167,8 @@ class AffineCoordTfm(MatrixTfm):
     def mat(self, x, rng): return _mats(len(x)) # From places in the result to places in `x`
     def still(self, x): return _mats(len(x)) # The same in validation
     def before_call(self, b, split_idx):
-        x,self.do = _first(b),split_idx!=1 or self.size is not None
+        x = _first(b, (TensorImage,TensorMask,TensorPoint))
+        self.do = x is not None and (split_idx!=1 or self.size is not None)
         if not self.do: return
         if isinstance(x, TensorImage) and x.ndim!=4:
             raise ValueError(f'{self.name} takes a batch of pictures, `(bs, c, h, w)`, not {tuple(x.shape)}.')
@@ -288,7 +292,7 @@ def lighting(x:TensorImage, func)->TensorImage: # From logits to logits
     "Change the logits of pictures with values from 0 to 1"
     return retain_type(func(torch.logit(x.as_subclass(Tensor).float(), 1e-7)).sigmoid_().to(x.dtype), x)
 
-# %% ../nbs/14_augment.ipynb #0bef74b6
+# %% ../nbs/14_augment.ipynb #037a0e83
 class LightingTfm(MatrixTfm):
     "Changes colours: the product of the matrices of its parts, and one pass over the pixels"
     order = 40
@@ -296,8 +300,8 @@ class LightingTfm(MatrixTfm):
     def mat(self, x, rng): pass # From a pixel's logits, and 1, to others, `(bs, c+1, c+1)`; `None`: the same
     def recolour(self, x, rng): pass # A function of pictures, called before that; `None`: there is none
     def before_call(self, b, split_idx):
-        x = _first(b)
-        self.do = isinstance(x, TensorImage)
+        x = _first(b, TensorImage)
+        self.do = x is not None
         if not self.do: return
         if not x.is_floating_point():
             raise TypeError(f'{self.name} takes numbers from 0 to 1, not {x.dtype}: `IntToFloatTensor` makes them.')
@@ -314,12 +318,12 @@ class LightingTfm(MatrixTfm):
         if (m==by*torch.eye(c)).all(): return x.mul_(by[...,None].to(x.device)).add_(b[...,None])
         return torch.baddbmm(b, m.to(x.device), x.flatten(2)).view_as(x)
 
-# %% ../nbs/14_augment.ipynb #cad2af5c
+# %% ../nbs/14_augment.ipynb #15a95a30
 def _light(x, by=1., plus=0.):
     "For each item the matrix that multiplies all channels, and adds"
     c = x.shape[1]
     res = torch.eye(c+1).repeat(len(x), 1, 1)
-    res[:,range(c),range(c)],res[:,:c,c] = [torch.as_tensor(o)[...,None] for o in (by,plus)]
+    res[:,range(c),range(c)],res[:,:c,c] = [torch.as_tensor(o).float()[...,None] for o in (by,plus)]
     return res
 
 @delegates(LightingTfm, but='parts')

@@ -24,7 +24,7 @@ from .augment import *
 from .inference import *
 from .augment import _first,_light,_method
 
-# %% ../nbs/26_mixup.ipynb #f469cb73
+# %% ../nbs/26_mixup.ipynb #601904db
 def _with(loss, **kwargs):
     "`loss` with other settings, be they attributes or arguments"
     own = {} if isinstance(loss, _TrainLoss) else {k:v for k,v in kwargs.items() if hasattr(loss, k)}
@@ -38,8 +38,10 @@ class _TrainLoss(GetAttr):
     _default = 'old'
     def __init__(self, old, cb): store_attr()
     def __call__(self, pred, *yb, **kwargs):
-        old = _with(self.old, **kwargs)
-        return self.cb.train_loss(old, pred, *yb) if self.cb.training else old(pred, *yb)
+        own = {k:v for k,v in vars(self).items() if k not in ('old','cb')}
+        old = _with(self.old, **{**own, **kwargs})
+        trains = self.cb.training and torch.is_grad_enabled() # it may be asked to validate meanwhile
+        return self.cb.train_loss(old, pred, *yb) if trains else old(pred, *yb)
 
 # %% ../nbs/26_mixup.ipynb #83289cef
 class LossCallback(Callback):
@@ -151,7 +153,7 @@ class Hue(LightingTfm):
 
 for cls in (Saturation,Hue): setattr(TensorImage, cls.__name__.lower(), _method(cls))
 
-# %% ../nbs/26_mixup.ipynb #c2af0f48
+# %% ../nbs/26_mixup.ipynb #96a3b066
 class RandomErasing(RandTransform):
     "Replace boxes by noise ([Zhong et al., 2017](https://arxiv.org/abs/1708.04896))"
     order = 100 # after `Normalize`
@@ -164,8 +166,8 @@ class RandomErasing(RandTransform):
         super().__init__(p)
         store_attr(but='p')
     def before_call(self, b, split_idx):
-        x,self.boxes = _first(b),[]
-        self.do = isinstance(x, TensorImage)
+        x,self.boxes = _first(b, TensorImage),[]
+        self.do = x is not None
         if not self.do: return
         (h,w),rng = x.shape[-2:],self.draws(len(x))
         do,count = rng.uniform()<self.p,(1+rng.uniform()*self.max_count).floor()
