@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'NoLabels', 'describe', 'restore', 'describe_dls', 'restore_dls', 'read_model', 'restore_model',
            'load_learner']
 
-# %% ../nbs/23_export.ipynb #4709e886
+# %% ../nbs/23_export.ipynb #ed6988d6
 import json,platform
 from inspect import signature
 
@@ -28,6 +28,8 @@ from .crops import *
 from .block import *
 from .splitters import _below
 from .augment import *
+from .layers import * # registers its network
+from .resnet import * # and this its own
 from .learner import *
 from .inference import *
 from .inference import _ours
@@ -39,11 +41,11 @@ class NoLabels(Transform):
     def encodes(self, o): raise ValueError(f'The model was exported without its function `{self.what}`, so there are '
         'no labels: `register` the function before `export`, or use items without labels.')
 
-# %% ../nbs/23_export.ipynb #0da9f250
+# %% ../nbs/23_export.ipynb #43cda4d1
 _classes = [o for o in globals().values() if isinstance(o, type)
-    and issubclass(o, (Transform,BaseLoss,PILBase,TensorBase,Normalize,RegexLabeller))]
-_functions = cross_entropy,mse,_focal,_smooth,F.mse_loss,F.l1_loss,F.binary_cross_entropy_with_logits,parent_label
-registry.update({o.__name__:o for o in (*_classes,*_functions)})
+    and issubclass(o, (Transform,BaseLoss,PILBase,TensorBase,Normalize))]
+_functions = cross_entropy,mse,_focal,_smooth,F.mse_loss,F.l1_loss,F.binary_cross_entropy_with_logits,parent_label,open_image
+registry.update({o.__name__:o for o in (Tensor,*_classes,*_functions)})
 
 # %% ../nbs/23_export.ipynb #41ed4309
 def _registered(o):
@@ -139,7 +141,7 @@ def _target(f):
         if _source(f) is None: raise
         return describe(NoLabels(f.name))
 
-# %% ../nbs/23_export.ipynb #6d8b2e22
+# %% ../nbs/23_export.ipynb #edb2ba1c
 def describe_dls(
     dls:DataLoaders,
 )->dict|None: # `None`: the loaders are not of a kind that can be described
@@ -150,11 +152,11 @@ def describe_dls(
         return dict(bs=dl.bs, inputs=ins, targets=outs, types=describe(target_types(dl)),
             item=describe(list(dl.after_item)), batch=describe(list(dl.after_batch)))
     if not isinstance(ds := getattr(dl, 'ds', None), Dataset): return None
-    item = [] if ds.size is None else [Resize(ds.size, ds.method, pad_mode='zeros')]
+    opened = partial(open_image, size=ds.size, method=ds.method)
     batch = [IntToFloatTensor() if isinstance(o, ToFloat) else o for o in dl.after_batch]
-    return dict(bs=dl.bs, inputs=[[describe(Transform(PILImage.create))]], types=describe([TensorCategory]),
-        targets=[[describe(Transform(parent_label)), describe(Categorize(ds.vocab, sort=False))]],
-        item=describe([*item, ToTensor()]), batch=describe(batch))
+    ins,outs = [Transform(opened), Transform(PILImage.create)],[Transform(parent_label), Categorize(ds.vocab, sort=False)]
+    return dict(bs=dl.bs, inputs=[describe(ins)], targets=[describe(outs)], types=describe([TensorCategory]),
+        item=describe([ToTensor()]), batch=describe(batch))
 
 # %% ../nbs/23_export.ipynb #262f3c6c
 def restore_dls(

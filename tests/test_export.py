@@ -1,0 +1,293 @@
+"A model's file: the same predictions anywhere, and a sentence for what is no such file"
+import json,os,pickle,random,subprocess,sys,warnings,zipfile
+from functools import partial
+
+import numpy as np,pytest,torch,torch.nn.functional as F
+from PIL import Image
+from fastcore.all import L
+from safetensors.torch import load_file,save_file
+
+from scratchai.core import *
+from scratchai.data import *
+from scratchai.block import *
+from scratchai.crops import *
+from scratchai.augment import *
+from scratchai.layers import *
+from scratchai.losses import *
+from scratchai.module import *
+from scratchai.resnet import *
+from scratchai.learner import *
+from scratchai.recorder import *
+from scratchai.precision import *
+from scratchai.transform import *
+from scratchai.inference import *
+from scratchai.export import *
+
+@register
+def own_net(n_out, width=4, pretrained=True):
+    assert not pretrained, 'weights come from the file'
+    return Sequential(Conv2d(3, width, 3), AdaptivePool(), Flatten(), Linear(width, n_out))
+
+@register
+class OwnNet(Module):
+    def __init__(self, n_out, *, width=4): self.conv,self.lin = Conv2d(3, width, 3),Linear(width, n_out)
+    def forward(self, x): return self.lin(self.conv(x).mean((2,3)))
+
+@register
+def darker(o:TensorImage): return o*.5
+
+@register
+def upper_label(o): return parent_label(o).upper()
+
+@pytest.fixture
+def fns(pictures): return L(sorted(get_image_files(pictures(cat=5, dog=5))))
+
+def dls_of(fns, block=CategoryBlock, get_y=parent_label, item=None, batch=None, **kwargs):
+    b = DataBlock((ImageBlock,block), get_y=get_y, item_tfms=item or Resize(8), batch_tfms=batch,
+        splitter=lambda o: (list(range(3, len(o))), list(range(3))))
+    return b.dataloaders(fns, bs=4, num_workers=0, device='cpu', **kwargs)
+
+@pytest.fixture
+def learn(fns, tmp_path): return Learner(dls_of(fns), simple_cnn(2), metrics=accuracy, path=tmp_path)
+
+def same(learn, fns, **kwargs):
+    "Export, load, and compare"
+    new = load_learner(learn.export(), **kwargs)
+    a,b = [o.get_preds(dl=o.dls.test_dl(list(fns)))[0] for o in (learn,new)]
+    assert torch.equal(a, b)
+    x,y = learn.predict(fns[0]),new.predict(fns[0])
+    assert str(x[0])==str(y[0]) and torch.equal(x[2], y[2]) and type(x[0])==type(y[0])
+    return new
+
+@pytest.mark.parametrize('make', [lambda: resnet18(n_out=2), lambda: xresnet18(n_out=2, p=.1),
+    lambda: own_net(2, width=3, pretrained=False), lambda: OwnNet(2, width=3)])
+def test_architectures(learn, fns, make):
+    "By name with their arguments, those of a user too; without pretrained weights"
+    learn.model = make()
+    state = torch.get_rng_state()
+    same(learn, fns)
+    assert torch.equal(torch.get_rng_state(), state)
+
+@pytest.mark.parametrize('item,batch', [(Resize((8,12), method='squish'), None), (Resize(8, method='pad', pad_mode='zeros'), Normalize()),
+    ([RandomResizedCrop(8, min_scale=.5), FlipItem()], Normalize.from_stats(*imagenet_stats)), (Resize(8), aug_transforms(size=6)),
+    (CropPad(9), darker)])
+def test_transforms(fns, tmp_path, item, batch):
+    "With their numbers, measured ones too; and functions that are registered"
+    learn = Learner(dls_of(fns, item=item, batch=batch), simple_cnn(2), path=tmp_path)
+    new = same(learn, fns)
+    assert new.dls.after_batch.fs.map(str)==learn.dls.after_batch.fs.map(str) and new.dls.valid.after_item.fs.map(str)==learn.dls.valid.after_item.fs.map(str)
+
+def test_kinds_of_targets(fns, tmp_path):
+    class Const(Module):
+        def __init__(self, *out): self.out,self.w = torch.tensor(out),Parameter(torch.zeros(1))
+        def forward(self, x): return self.out.expand(len(x), *self.out.shape)+self.w
+    for block,y,out in ((MultiCategoryBlock, lambda o: [parent_label(o),'pet'], (-9.,9.,9.)), (PointBlock, lambda o: [[1.,2.]], (0.,.5)),
+            (RegressionBlock, lambda o: .5, (.25,)), (CategoryBlock(vocab=['dog','cat'], sort=False, add_na=True), parent_label, (1.,0.,2.))):
+        learn = Learner(dls_of(fns, block, y, Resize(8, method='squish')), Const(*out), path=tmp_path)
+        new = same(learn, fns, model=Const(*out))
+        assert str(new.loss_func)==str(learn.loss_func) and getattr(new.dls, 'c', 0)==getattr(learn.dls, 'c', 0)
+    Image.fromarray(np.eye(30, 40, dtype=np.uint8)).save(tmp_path/'mask.png')
+    learn = Learner(dls_of(fns, MaskBlock(['a','b']), lambda o: tmp_path/'mask.png'), Conv2d(3, 2, 1), path=tmp_path)
+    new = same(learn, fns, model=Conv2d(3, 2, 1))
+    assert new.dls.vocab==['a','b']
+
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(weight=torch.tensor([1.,2.]), label_smoothing=.1), LabelSmoothingCrossEntropy(.2),
+    FocalLossFlat(gamma=1.), BCEWithLogitsLossFlat(thresh=.3), BCELossFlat(), MSELossFlat(), L1LossFlat(reduction='sum'), DiceLoss(smooth=2.),
+    cross_entropy, F.mse_loss, partial(cross_entropy, label_smoothing=.1)])
+def test_losses(loss):
+    "The same numbers, the same activation, the same decisions"
+    new,x = restore(json.loads(json.dumps(describe(loss)))),torch.rand(4,2)
+    y = torch.rand(4,2) if any(o in str(loss).lower() for o in ('bce','mse','l1')) else torch.tensor([0,1,1,0])
+    if isinstance(loss, DiceLoss): x,y = torch.rand(4,2,3),torch.randint(2, (4,3))
+    assert torch.equal(loss(x, y), new(x, y))
+    for f in (loss_activation,loss_decodes): assert torch.equal(f(loss)(x), f(new)(x))
+
+@pytest.mark.parametrize('loss', [F.cross_entropy, torch.nn.CrossEntropyLoss(), torch.nn.BCEWithLogitsLoss(), torch.nn.MSELoss()])
+def test_losses_of_torch(learn, fns, loss):
+    learn.loss_func = loss
+    new = load_learner(learn.export())
+    assert isinstance(new.loss_func, BaseLoss)
+    assert torch.equal(*[o.get_preds(dl=o.dls.test_dl(list(fns)))[0] for o in (learn,new)])
+
+def test_what_is_not_registered(learn, fns, tmp_path, capsys):
+    "A sentence when it is exported, or, for a label function and a model, when it is missed"
+    learn.loss_func = lambda p,y: p.sum()
+    with pytest.raises(TypeError, match='<lambda> is not registered'): learn.export()
+    learn = Learner(dls_of(fns, batch=lambda b: b), simple_cnn(2), path=tmp_path)
+    with pytest.raises(TypeError, match='<lambda> is not registered'): learn.export()
+    learn = Learner(dls_of(fns, get_y=lambda o: o.parent.name), Sequential(Flatten(), Linear(192, 2)), path=tmp_path)
+    file = learn.export()
+    assert 'will need `model=`' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='export.pkl cannot be used.*give `model=`'): load_learner(file)
+    with pytest.raises(ValueError, match=r"'1.weight': \(2, 192\) in the file, \(3, 192\) in the model"):
+        load_learner(file, model=Sequential(Flatten(), Linear(192, 3)))
+    new = same(learn, fns, model=Sequential(Flatten(), Linear(192, 2)))
+    with pytest.raises(RuntimeError, match='exported without its function `<lambda>`'):
+        new.get_preds(dl=new.dls.test_dl(list(fns), with_labels=True))
+    learn.model = simple_cnn(2)
+    learn.model.__made__ = 'simple_cnn',{'n_out':3}
+    with pytest.raises(ValueError, match='tensors do not fit'): learn.export()
+
+def test_labels(fns, tmp_path, pictures):
+    "By folder, by a pattern, and by a registered function"
+    path = pictures(train_cat=4, train_dog=4, valid_cat=2, valid_dog=2)
+    new = load_learner(Learner(ImageDataLoaders.from_folder(path, item_tfms=Resize(8), num_workers=0, device='cpu'), simple_cnn(2), path=tmp_path).export())
+    dl = new.dls.test_dl(list(fns), with_labels=True)
+    preds,targs = new.get_preds(dl=dl)
+    assert [new.dls.vocab[i] for i in targs.tolist()]==fns.map(parent_label)
+    new.show_results(dl=dl)
+    assert str(path) not in json.dumps(read_model(tmp_path/'export.pkl')[0]), 'no path of this machine'
+    dls = ImageDataLoaders.from_path_re(path, fns, r'/(cat|dog)/', item_tfms=Resize(8), num_workers=0, device='cpu')
+    new = load_learner(Learner(dls, simple_cnn(2), path=tmp_path).export())
+    assert new.predict(fns[0])[0] in new.dls.vocab
+    with pytest.raises(LoaderError, match='exported without its function `RegexLabeller`'):
+        new.get_preds(dl=new.dls.test_dl(list(fns), with_labels=True))
+    learn = Learner(dls_of(fns, get_y=upper_label), simple_cnn(2), path=tmp_path)
+    new = load_learner(learn.export())
+    assert new.get_preds(dl=new.dls.test_dl(list(fns), with_labels=True))[1].tolist()==targs.tolist() and new.dls.vocab==['CAT','DOG']
+
+def test_hand_made_loaders(pictures, tmp_path):
+    for method in ('squish','crop','pad'):
+        dls = folder_dls(pictures(train_cat=4, train_dog=4, val_cat=2, val_dog=2), size=(8,11), bs=4, n_workers=0, device='cpu')
+        for o in dls: o.ds.method = method
+        learn = Learner(dls, simple_cnn(2), path=tmp_path)
+        fn = dls.valid_ds.fns[0]
+        a,b = learn.predict(fn),load_learner(learn.export()).predict(fn)
+        assert a[0]==b[0] and torch.equal(a[2], b[2])
+
+def test_arguments(learn, fns, tmp_path):
+    "The file's name, the device, other loaders"
+    assert learn.export().name=='export.pkl' and learn.export('sub/m.safetensors')==tmp_path/'sub/m.safetensors'
+    new = load_learner(tmp_path/'sub/m.safetensors')
+    assert new.path==tmp_path/'sub' and str(new.dls.device)=='cpu' and not any(m.training for m in new.model.modules())
+    assert load_learner(str(tmp_path/'export.pkl'), cpu=False).dls.device==default_device()
+    new = load_learner(tmp_path/'export.pkl', dls=learn.dls)
+    assert new.dls is learn.dls and torch.equal(new.get_preds()[0], learn.get_preds()[0])
+    learn.dls = DataLoaders([], [], device='cpu')
+    with pytest.raises(TypeError, match='cannot take other items'): load_learner(learn.export()).predict(fns[0])
+
+def test_16_bits(learn, fns):
+    "A learner in mixed precision, and a model of 64 bits, predict the same"
+    learn.dls = dls_of(fns, item=Resize(32)) # on pictures so small that a convolution sees a border only, bfloat16 fails on a CPU
+    learn.to_bf16()
+    with learn.no_logging(): learn.fit(1, 1e-3)
+    new = load_learner(learn.export())
+    assert torch.allclose(new.predict(fns[0])[2], learn.predict(fns[0])[2], atol=.02)
+    learn.to_fp32().model.to(torch.float64)
+    assert first_dtype(load_learner(learn.export()))==torch.float64
+
+def first_dtype(learn): return next(iter(learn.model.parameters())).dtype
+
+def test_a_fresh_process(learn, fns, tmp_path):
+    "Without the data, in another folder"
+    want,file = learn.predict(fns[0])[2],learn.export()
+    code = f'from scratchai.export import load_learner; print(load_learner({str(file)!r}).predict({str(fns[0])!r})[2].tolist())'
+    out = subprocess.run([sys.executable, '-W', 'error', '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    assert json.loads(out.stdout)==want.tolist(), out.stderr
+
+class Bomb:
+    def __reduce__(self): return os.system, ('touch /tmp/scratchai-bomb',)
+
+def header(text, n=None): return (len(text) if n is None else n).to_bytes(8, 'little')+text
+
+def with_manifest(file, edit, **tensors):
+    "The file again, with its manifest changed by `edit`"
+    spec = read_model(file)[0]
+    spec = edit(spec) or spec
+    sd = {**load_file(file), **tensors}
+    save_file(sd, file.with_name('edited'), metadata=dict(scratchai=spec if isinstance(spec, str) else json.dumps(spec)))
+    return file.with_name('edited')
+
+def test_files_that_are_none(learn, tmp_path):
+    "Each a sentence with the file's name; none runs anything"
+    file,out = learn.export(),tmp_path/'x.pkl'
+    good = file.read_bytes()
+    def check(data, match):
+        out.write_bytes(data)
+        with pytest.raises(ValueError, match=f'x.pkl.*{match}'): load_learner(out)
+    for p in range(6): check(pickle.dumps(Bomb(), p), 'is a pickle|does not begin')
+    with zipfile.ZipFile(out, 'w') as z: z.writestr('a/data.pkl', pickle.dumps(Bomb()))
+    check(out.read_bytes(), 'is a pickle')
+    torch.save(dict(a=1), out)
+    check(out.read_bytes(), 'is a pickle')
+    assert not os.path.exists('/tmp/scratchai-bomb')
+    for data in (b'', b'abc', b'\0'*100, b'hello '*100): check(data, 'does not begin')
+    for n in (20, 500, len(good)//2, len(good)-1): check(good[:n], 'cut short|damaged')
+    check(header(b'{}', 2**30), 'cut short')
+    check(header(b'{', 2**63), 'cut short')
+    out.write_bytes(header(b'{', 2**30))
+    os.truncate(out, 2**30+100)
+    with pytest.raises(ValueError, match='header has 1073741824 bytes'): load_learner(out)
+    check(header(b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'), 'damaged')
+    check(header(b'{"__metadata__":'+b'['*100000), 'damaged')
+    save_file({'../../a':torch.zeros(1)}, out)
+    with pytest.raises(ValueError, match='has weights only'): load_learner(out)
+    with pytest.raises(FileNotFoundError): load_learner(tmp_path/'nope.pkl')
+
+def test_manifests(learn, tmp_path):
+    "A newer format, unknown names, a wrong shape, what is damaged"
+    file = learn.export()
+    def check(edit, match, **tensors):
+        with pytest.raises(ValueError, match=f'edited.*{match}'): load_learner(with_manifest(file, edit, **tensors))
+    check(lambda s: s.update(format=2), 'has the format 2, and scratchai .* reads 1: update')
+    check(lambda s: s.update(format='1'), 'parts are missing')
+    check(lambda s: s.pop('arch') and None, 'parts are missing')
+    check(lambda s: s['arch'].update(of='vit_huge'), "asks for 'vit_huge', which is not registered here.*`model=`")
+    check(lambda s: s['arch'].update(of=['a']), 'not registered')
+    check(lambda s: s['arch'].update(kind='exec'), 'no description')
+    check(lambda s: s['arch'].update(kw=dict(kind='dict', of=[['n_out',10**12]])), 'tensors do not fit')
+    check(lambda s: s['arch'].update(kw=dict(kind='dict', of=[['size',5]])), 'unexpected keyword')
+    check(lambda s: s['arch'].update(kw=dict(kind='dict', of=[['n_out','x'*20000]])), 'too many arguments')
+    check(lambda s: None, r"'8.bias'|tensors do not fit", extra=torch.zeros(3))
+    check(lambda s: s['loss'].update(of='system'), "asks for 'system'")
+    check(lambda s: s.update(loss=dict(kind='create', of='cross_entropy')), 'create')
+    check(lambda s: s['data'].update(item=3), '.')
+    check(lambda s: json.dumps(s)[:-5], 'damaged')
+    check(lambda s: '{"format":1,"format":1}', 'a name twice')
+    check(lambda s: '['*100000, 'damaged')
+    check(lambda s: '[1]', 'weights only')
+
+def test_mutations(learn, fns, tmp_path):
+    "Two hundred files with a few bytes changed: each a sentence, or predictions"
+    good,rng,out = bytearray(learn.export().read_bytes()),random.Random(1),tmp_path/'x.pkl'
+    n = int.from_bytes(good[:8], 'little')+8
+    said = 0
+    for _ in range(200):
+        data = good[:]
+        for _ in range(rng.choice([1,1,3,20])): data[rng.randrange(n)] = rng.randrange(256)
+        out.write_bytes(data)
+        try: load_learner(out)
+        except ValueError as e:
+            assert 'x.pkl' in str(e)
+            said += 1
+    assert said>100
+
+def test_a_kill_leaves_the_old_file(learn, monkeypatch):
+    file = learn.export()
+    old = file.read_bytes()
+    def stop(*args): raise OSError('disk full')
+    monkeypatch.setattr(os, 'replace', stop)
+    with pytest.raises(OSError, match='disk full'): learn.export()
+    assert file.read_bytes()==old and [o.name for o in file.parent.glob('*.part*')]==[]
+
+def test_describe():
+    "What comes back is what went in"
+    vals = [None, True, 3, 2.5, 'a', [1,[2]], (1,'b'), L(1,2), {'a':(1,), 2:None}, np.float32(1.5), float('inf'), resnet18, CategoryMap(['b','a'], add_na=True)]
+    for v in vals:
+        res = restore(json.loads(json.dumps(describe(v))))
+        assert res==v and (type(res)==type(v) or isinstance(v, np.generic))
+    assert restore(describe(CategoryMap(['b','a'], add_na=True))).o2i=={'#na#':0, 'a':1, 'b':2}
+    t = torch.tensor([[.1,1e-9]])
+    assert torch.equal(restore(describe(t)), t) and restore(describe(t.long())).dtype==torch.int64
+    class Unknown: pass
+    with pytest.raises(TypeError, match='is not registered'): describe([Unknown()])
+    with pytest.raises(ValueError, match='no description'): restore({'a':1})
+    assert str(NoLabels('f'))=='NoLabels'
+
+def test_describe_dls(learn, fns):
+    "The transforms without the items; loaders of another kind have none"
+    spec = describe_dls(learn.dls)
+    new = restore_dls(spec, path='here', device='cpu')
+    assert new.vocab==learn.dls.vocab and new.bs==4 and str(new.path)=='here' and len(new.train_ds)==0
+    assert describe_dls(new)==spec
+    assert describe_dls(DataLoaders([], [], device='cpu')) is None
