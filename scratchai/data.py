@@ -36,14 +36,14 @@ class ToFloat:
     )->tuple: # The batch, its other parts as they were
         return b[0].permute(0,3,1,2).float().div_(255),*b[1:]
 
-# %% ../nbs/03_data.ipynb #0d771e14
+# %% ../nbs/03_data.ipynb #14b40592
 imagenet_stats = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 cifar_stats = ([0.491, 0.482, 0.447], [0.247, 0.243, 0.261])
 mnist_stats = ([0.131], [0.308])
 
 class Normalize:
     "Subtract a mean and divide by a standard deviation, channel by channel"
-    order = 99 # where transforms are sorted: after the others
+    order = 99 # where a `Pipeline` of chapter 11 sorts: after the others
     def __init__(self,
         mean=None, # One number for each channel; `None`: `setup` measures both
         std=None, # One number for each channel
@@ -84,7 +84,7 @@ class Normalize:
         nums = [[round(v, 4) for v in o.flatten().tolist()] for o in vars(self).values() if o is not None]
         return f"Normalize({', '.join(map(str, nums))})"
 
-# %% ../nbs/03_data.ipynb #88aac1ba
+# %% ../nbs/03_data.ipynb #81ce282a
 @patch
 def decode(self:DataLoader, b:tuple, # A batch
 )->tuple: # The batch before each transform that can be undone
@@ -106,6 +106,7 @@ def decode_batch(self:DataLoader,
         return vocab[y] if vocab and isinstance(y, int) else y
     return L(zip(xb.clamp(0,1) if xb.is_floating_point() else xb, *[map(name, o) for o in rest]))
 
+# %% ../nbs/03_data.ipynb #5082bc6d
 @patch
 def show_batch(self:DataLoader,
     b:tuple|None=None, # A batch; `None`: the first of the epoch
@@ -122,12 +123,16 @@ def show_batch(self:DataLoader,
     if unique: b = self._after(self.collate_fn([self.ds[0] for _ in range(max_n)]))
     items = self.decode_batch(self.one_batch() if b is None else b, max_n)
     if not show: return items
-    xs,titles = items.itemgot(0),[', '.join(printable(class_names.get(o, o)) for o in ys) for _,*ys in items]
-    for x,t,ax in zip(xs, titles, () if ctxs is None else ctxs): show_image(x, ax=ax, title=t, **kwargs)
-    if ctxs is not None: return
-    nrows = nrows or (1 if ncols else round(len(xs)**.5))
-    axs = show_images(xs, nrows=nrows, ncols=ncols, titles=titles, **kwargs)
-    if figsize: axs[0].figure.set_size_inches(figsize)
+    if ctxs is None:
+        nrows = nrows or (-(-len(items)//ncols) if ncols else round(len(items)**.5))
+        ncols = ncols or -(-len(items)//nrows)
+        ctxs = subplots(nrows, ncols, figsize or (ncols*1.6,nrows*1.85))[1].flatten()
+    for ax in ctxs: ax.axis('off')
+    for o,ax in zip(items, ctxs): self._show(o, ax, **kwargs)
+
+@patch
+def _show(self:DataLoader, o, ax, **kwargs):
+    show_image(o[0], ax=ax, title=', '.join(printable(class_names.get(y, y)) for y in o[1:]), **kwargs)
 
 # %% ../nbs/03_data.ipynb #170bd5ef
 class DataLoaders:

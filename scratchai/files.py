@@ -207,7 +207,7 @@ class Dataset:
         self.fns,self.v2i = PackedPaths(fns),self.vocab.val2idx()
         i = first(labels.argwhere(lambda o: o not in self.v2i))
         if i is not None: raise ValueError(f'The class {labels[i]!r} of {self.fns.name(i)} is not among the classes to '
-            f'learn: {coll_repr(self.vocab, 9)}.')
+            f'learn: {coll_repr(self.vocab, 5)}.')
         self.y = np.array([self.v2i[o] for o in labels], dtype=np.int64)
     random = property(lambda self: self.tfm is not None or type(self) is not Dataset) # a subclass may draw numbers
     def __len__(self): return len(self.y)

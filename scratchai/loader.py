@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 from .core import *
 from .files import *
 
-# %% ../nbs/02_loader.ipynb #cf224e0b
+# %% ../nbs/02_loader.ipynb #942eeedb
 def collate(
     items, # Items of one form: tensors, arrays, numbers, or tuples, lists and dicts of them
 ): # The same form, with a first axis of length `len(items)`; what is none of these (text, `None`) is a list
@@ -40,7 +40,8 @@ def collate(
         return o | {k: collate([p[k] for p in items]) for k in o} # of the class of `o`, with its default if it has one
     if not isinstance(o, (tuple,list)): return list(items)
     parts = [collate(p) for p in zip(*items, strict=True)]
-    return type(o)(*parts) if hasattr(o, '_fields') else tuple(parts)
+    kept = isinstance(o, tuple) and not isinstance(o, torch.Size) # a size has no place for tensors
+    return getattr(o, '_make', type(o) if kept else tuple)(parts) # a namedtuple has `_make`
 
 # %% ../nbs/02_loader.ipynb #f5d82cd1
 def _begin(f=None, *args):

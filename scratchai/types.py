@@ -6,7 +6,7 @@
 __all__ = ['retain_type', 'TensorBase', 'TensorImageBase', 'TensorImage', 'TensorImageBW', 'TensorMask', 'TensorPoint',
            'TensorCategory', 'TensorMultiCategory', 'show_title', 'show_item', 'Category', 'MultiCategory', 'PILBase',
            'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'CategoryMap', 'Transform', 'ItemTransform',
-           'DisplayedTransform', 'ToTensor', 'IntToFloatTensor', 'TransformError']
+           'DisplayedTransform', 'ToTensor', 'IntToFloatTensor', 'TransformError', 'explode_types']
 
 # %% ../nbs/37_types.ipynb #f1679cbd
 import inspect,io
@@ -25,7 +25,11 @@ from .doodles import class_names
 from .files import *
 from .files import _listed,_to_rgb
 
-# %% ../nbs/37_types.ipynb #6d7e5b4d
+# %% ../nbs/37_types.ipynb #30225754
+def _as_class(x, cls, attrs):
+    if cls is not Tensor: (x := x.as_subclass(cls)).__dict__.update(attrs)
+    return x
+
 def retain_type(
     new, # What a function returned
     old=None, # What it was called on
@@ -33,22 +37,16 @@ def retain_type(
 ): # `new`, as an instance of that class
     "A plain tensor or Pillow picture in the class of the one it was made from"
     typ = typ or type(old)
-    if type(new) is Tensor and typ is not Tensor and issubclass(typ, Tensor):
-        new = new.as_subclass(typ)
-        if getattr(old, '__dict__', None): new.__dict__.update(old.__dict__)
-    of_typ = type(new) is Image.Image and issubclass(typ, Image.Image) and new.mode==getattr(typ, '_mode', None)
-    if of_typ: new.__class__ = typ
+    if type(new) is Tensor and issubclass(typ, Tensor): return _as_class(new, typ, vars(old) if isinstance(old, Tensor) else {})
+    fits = type(new) is Image.Image and issubclass(typ, Image.Image) and new.mode==getattr(typ, '_mode', None)
+    if fits: new.__class__ = typ
     return new
 
-# %% ../nbs/37_types.ipynb #7080c0d2
+# %% ../nbs/37_types.ipynb #afb1322e
 def _keeping(name):
     "The method `name` of `Tensor`, with a result of the class that it was called on"
     f = getattr(Tensor, name)
     return wraps(f)(lambda self, *args, **kwargs: retain_type(f(self, *args, **kwargs), self))
-
-def _as_class(x, cls, attrs):
-    (res := x.as_subclass(cls)).__dict__.update(attrs)
-    return res
 
 class TensorBase(Tensor):
     "A tensor that keeps its class where it is moved or cut, and is a plain tensor where numbers are computed"
@@ -72,7 +70,7 @@ class TensorImageBase(TensorBase):
 class TensorImage(TensorImageBase): "In colours"
 class TensorImageBW(TensorImage): "In greys"
 
-# %% ../nbs/37_types.ipynb #2e377c3e
+# %% ../nbs/37_types.ipynb #075e7d31
 class TensorMask(TensorImageBase):
     "The class of each pixel, `(h, w)`"
     _show_args = dict(alpha=0.5, cmap='tab20', interpolation='nearest')
@@ -130,7 +128,7 @@ class MultiCategory(L):
     "The names of several classes"
     def show(self, ctx=None, **kwargs): return show_title(self, ctx)
 
-# %% ../nbs/37_types.ipynb #fc64939e
+# %% ../nbs/37_types.ipynb #281adc5f
 def _from_array(x, white):
     "A Pillow image from bytes, or from real numbers times `white`"
     if x.ndim==3 and x.shape[0] in (1,3,4) and x.shape[2] not in (1,3,4): x = x.transpose(1,2,0)
@@ -150,12 +148,10 @@ def _opened(src, white=255):
     try: return Image.open(io.BytesIO(src)),where
     except UnidentifiedImageError as e: raise UnidentifiedImageError(f'{where} is no picture that can be read.') from e
 
-_notes_of_turning = {'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}
-
 def _notes(im): # May the file say that the picture is turned?
-    return hasattr(im, 'tag_v2') or not _notes_of_turning.isdisjoint(im.info)
+    return hasattr(im, 'tag_v2') or im.info.keys() & {'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}
 
-# %% ../nbs/37_types.ipynb #f532c27b
+# %% ../nbs/37_types.ipynb #e1950136
 class PILBase(Image.Image):
     "A Pillow picture of which the header is read at once, and the pixels when they are asked for"
     _mode,_white,_file,_tensor_cls,_show_args = 'RGB',255,None,TensorImage,{}
@@ -182,12 +178,6 @@ class PILBase(Image.Image):
         except OSError as e: raise OSError(f'{self._where} cannot be decoded: {e}') from e
         self.im,self._size = res.im,res.size
         return super().load()
-    def draft(self, mode, size):
-        "Decode a JPEG at a half, a quarter or an eighth of its size, but not below `size`; nothing for other pictures"
-        if (im := self._source()) is None: return
-        turned,res = self.size!=im.size,im.draft(mode, size)
-        self._size = im.size[::-1] if turned else im.size
-        return res
     def reduced(self,
         n:int, # Pixels
     ): # This picture, or one in less detail
@@ -196,7 +186,9 @@ class PILBase(Image.Image):
         if im is None or im.format not in ('JPEG','MPO') or min(self.size)<2*n: return self
         (res := type(self)()).__dict__.update(vars(self))
         self._file = partial(Image.open, io.BytesIO(im.fp.getvalue())) # `res` has taken ours
-        res.draft('RGB', (n,n))
+        turned = self.size!=im.size
+        im.draft('RGB', (n,n))
+        res._size = im.size[::-1] if turned else im.size
         return res
     def _source(self):
         "The file that is not decoded yet, or `None`"
@@ -257,7 +249,7 @@ def resize_max(x:Image.Image, resample=Image.BILINEAR, max_px=None, max_h=None, 
     by = min(1, (max_px/x.n_px)**.5 if max_px else 1, max_h/h if max_h else 1, max_w/w if max_w else 1)
     return x.reshape(round(h*by), round(w*by), resample)
 
-# %% ../nbs/37_types.ipynb #0197051f
+# %% ../nbs/37_types.ipynb #f8c6e697
 class CategoryMap(L):
     "The classes, and the number of each"
     def __init__(self,
@@ -270,17 +262,15 @@ class CategoryMap(L):
         else:
             col = L(o for o in L(col.tolist() if hasattr(col, 'tolist') else col, use_list=True).unique()
                 if o==o and o not in (None,'')) # what is no label is no class
-            hint = 'Labels of several types have no order'
             try: col = col.sorted() if sort else col
-            except TypeError as e: raise TypeError(f'{hint} ({e}): use `sort=False`.') from e
+            except TypeError as e: raise TypeError(f'Labels of several types have no order ({e}): `sort=False`.') from e
         super().__init__(['#na#']*add_na + list(col))
-        self.o2i = dict(self.val2idx())
-        self.add_na = add_na
+        self.o2i,self.add_na = dict(self.val2idx()),add_na
     def map_objs(self, objs): return L(self.o2i[o] for o in objs)
     def map_ids(self, ids): return L(self[int(i)] for i in ids)
     def _new(self, items, *args, **kwargs): return L(items)
 
-# %% ../nbs/37_types.ipynb #b4d5f577
+# %% ../nbs/37_types.ipynb #4d28841f
 def _kinds(ann):
     "The classes that an annotation names"
     if get_origin(ann) in (Union,UnionType): ann = get_args(ann)
@@ -306,14 +296,12 @@ class _Overloads:
         return retain_type(res, x, typ) if type(res) in (Tensor,Image.Image) else res
     def find(self, t):
         "The function for an argument of class `t`, and the class of its result if that is annotated"
-        def fit(f):
-            kinds,typ = self.hints(f)
-            return f,[k for k in kinds if issubclass(t, k)],typ
-        def far(k): return t.__mro__.index(k) if k in t.__mro__ else len(t.__mro__)-1.5
+        def far(k): return t.__mro__.index(k) if k in t.__mro__ else len(t.__mro__)-1.5 # an abstract class: far away
         for fs in self.groups:
-            fits = [(min(map(far, ks)),-i,f,typ) for i,(f,ks,typ) in enumerate(map(fit, fs)) if ks]
+            hints = [(f,*self.hints(f)) for f in fs[::-1]] # of two for the same class, the last
+            fits = [(min(far(k) for k in ks if issubclass(t, k)),f,typ) for f,ks,typ in hints if issubclass(t, tuple(ks))]
             if fits:
-                f,typ = min(fits, key=itemgetter(0,1))[2:]
+                f,typ = min(fits, key=itemgetter(0))[1:]
                 return self.found.setdefault(t, _leave if f is _same else (f,typ))
         return self.found.setdefault(t, _leave)
     def hints(self, f):
@@ -341,19 +329,16 @@ class _TfmMeta(type):
         res._verbs = {k: getattr(res, k) for k in _verbs}
         return res
 
-# %% ../nbs/37_types.ipynb #54ac2727
+# %% ../nbs/37_types.ipynb #057723f4
 def _named(f):
-    "What a function is called"
     f = getattr(f, 'func', f)
-    own = getattr(f, '__self__', None)
-    return (f'{own.__name__}.' if isinstance(own, type) else '') + getattr(f, '__name__', type(f).__name__)
+    own = f'{f.__self__.__name__}.' if isinstance(getattr(f, '__self__', None), type) else ''
+    return own + getattr(f, '__name__', type(f).__name__)
 
 def _retuple(new, old):
-    "The tuple `new` in the class of `old`"
     if type(old) is tuple or type(new) is not tuple or not isinstance(old, tuple): return new
-    return type(old)(*new) if hasattr(old, '_fields') else type(old)(new)
+    return getattr(old, '_make', type(old))(new) # a namedtuple has `_make`
 
-# %% ../nbs/37_types.ipynb #7ef04f6b
 class Transform(metaclass=_TfmMeta):
     "A function that may be undone, and runs only on what its annotation names; a tuple goes through part by part"
     order,split_idx,random,names,_whole = 0,None,True,False,False
@@ -363,6 +348,8 @@ class Transform(metaclass=_TfmMeta):
         split_idx:int|None=None, # 0: in training only; 1: in validation only; `None`: in both
         order:int|None=None, # Where a pipeline puts it: the smaller, the earlier
     ):
+        if inspect.isfunction(enc) and enc.__name__ in _verbs:
+            raise TypeError(f'`{enc.__name__}` is defined in the body of a class, and not given to {type(self).__name__}.')
         if enc is not None:
             self._name,self.random,self.names = _named(enc),getattr(enc, 'random', True),getattr(enc, 'names', False)
             split_idx = ifnone(split_idx, getattr(enc, 'split_idx', None))
@@ -395,16 +382,14 @@ class Transform(metaclass=_TfmMeta):
     encodes = decodes = _same
     def setups(self, items): pass
 
-# %% ../nbs/37_types.ipynb #315d637b
+# %% ../nbs/37_types.ipynb #2c40dd70
 class ItemTransform(Transform):
     "A transform that takes a tuple whole"
     _whole = True
 
 class DisplayedTransform(Transform):
     "A transform that shows its arguments"
-    def __repr__(self):
-        args = {k: getattr(self, k) for k in argnames(self.__init__)[1:] if hasattr(self, k)}
-        return f'{self.name} -- {args}'
+    def __repr__(self): return f'{self.name} -- { {k: v for k,v in vars(self).items() if k in argnames(self.__init__)} }'
 
 for o in (PILBase.create.__func__, parent_label, RegexLabeller, FolderLabeller): o.random,o.names = False,True
 
@@ -429,26 +414,25 @@ class IntToFloatTensor(DisplayedTransform):
     def encodes(self, o:TensorMask): return (o//self.div_mask).long()
     def decodes(self, o:TensorImage): return o.clamp(0., 1.) if self.div else o
 
-# %% ../nbs/37_types.ipynb #071c4cf8
+# %% ../nbs/37_types.ipynb #8b47133e
 class TransformError(RuntimeError):
     "A transform that failed, on what, and why"
-    def __init__(self, tfm:str, kind:str, cause:str, item=None):
-        super().__init__(tfm, kind, cause, item)
-        store_attr()
     def __str__(self):
-        item = f'item {self.item}, ' if self.item else ''
-        return f'{self.tfm} failed on {item}a {self.kind}: {self.cause}'
-    def at(self, i, items):
-        "This error, with the item's number and name"
-        if self.item: return self
-        return TransformError(*self.args[:3], f'{i} ({items.name(i)})' if isinstance(items, PackedPaths) else str(i))
+        tfm,kind,cause,*item = self.args
+        return f"{tfm} failed on {''.join(f'item {o}, ' for o in item)}a {kind}: {cause}"
+    def at(self, i, items): # This error, with the item's number and name
+        if self.args[3:]: return self
+        return TransformError(*self.args, f'{i} ({items.name(i)})' if isinstance(items, PackedPaths) else str(i))
 
-def _class_of(o):
-    "The class of `o`, with the shape of a tensor and the parts of a tuple"
+def explode_types(o): # Of a tuple or list, `{type: [what is in it]}`
+    "The type of `o`, and those of its parts"
+    return {type(o): [explode_types(p) for p in o]} if is_listy(o) else type(o)
+
+def _class_of(o): # A short text for messages
     if isinstance(o, tuple): return f"{type(o).__name__} ({', '.join(map(_class_of, o))})"
     return f'{type(o).__name__} {tuple(o.shape)}' if isinstance(o, Tensor) and o.ndim else type(o).__name__
 
-# %% ../nbs/37_types.ipynb #d170fc66
+# %% ../nbs/37_types.ipynb #ea09e65c
 def _packed(items):
     "Paths as `PackedPaths`, a frame as it is, and anything else as a list"
     if isinstance(items, PackedPaths) or hasattr(items, 'iloc') or hasattr(items, 'subset'): return items
@@ -462,16 +446,15 @@ def _pick(items, idxs):
     return PackedPaths(map(items.name, idxs)) if isinstance(items, PackedPaths) else L(items[i] for i in idxs)
 
 def _checked(splits, n):
-    "`splits`, positions or masks, as lists of positions from 0 to `n-1`, without any in two of them"
+    "`splits`, positions or masks, as lists of positions"
     if splits is None: return L(range(n), [])
     try:
         halves,owner = L(map(_listed, splits)),{}
         splits = halves.map(lambda o: L(mask2idxs(o)).map(int))
     except (TypeError,ValueError) as e: raise TypeError('Splits are positions or masks, and not '
         f'{truncstr(repr(splits), 80)}.') from e
-    for o in halves:
-        if isinstance(first(o), (bool,np.bool_)) and len(o)!=n:
-            raise ValueError(f'A split is a mask of {len(o)} flags, but there are {n} items.')
+    odd = first(halves, lambda o: isinstance(first(o), (bool,np.bool_)) and len(o)!=n)
+    if odd: raise ValueError(f'A split is a mask of {len(odd)} flags, but there are {n} items.')
     if not splits[0]: raise ValueError(f'Of {n} items, none are for training: look at what splits them.')
     for k,i in ((k,i) for k,idxs in enumerate(splits) for i in idxs):
         if not 0<=i<n: raise ValueError(f'Split {k} names item {i}, but there are {n} items, 0 to {n-1}.')

@@ -57,6 +57,9 @@ def test_collate():
     x,none = collate([(1,None), (2,None)])
     assert x.tolist()==[1,2] and none==[None,None]
     assert collate([Pair(1,2), Pair(3,4)]).y.tolist()==[2,4]
+    class Two(tuple): pass
+    b = collate([(Two((1,2)),torch.Size([5]),[1]), (Two((3,4)),torch.Size([6]),[2])])
+    assert type(b[0]) is Two and b[0][1].tolist()==[2,4] and type(b[1]) is tuple is type(b[2]) and b[1][0].tolist()==[5,6]
     d = collate([defaultdict(list, a=i) for i in range(3)])
     assert type(d) is defaultdict and d['a'].tolist()==[0,1,2] and d['b']==[]
     assert type(collate([UserDict(a=1)]*2)) is UserDict

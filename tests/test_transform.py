@@ -10,8 +10,7 @@ from scratchai.core import *
 from scratchai.data import *
 from scratchai.losses import *
 from scratchai.transform import *
-from scratchai.transform import test_set as further_set # a function of the library, and no test
-del test_set
+from scratchai.transform import test_set as further_set
 
 def squish(o:PILImage): return o.resize((16,16), 2)
 item = [squish, ToTensor]
@@ -122,6 +121,14 @@ def test_categorize():
     assert given.vocab==['b'] and 'vocab' in repr(given)
     with pytest.raises(ValueError, match=r"The label 'z' is not among the classes: \['a', 'b'\]"): c('z')
 
+def test_a_label_belongs_to_its_item():
+    c = Categorize(['a','b'])
+    c('a').add_(1)
+    assert int(c('a'))==0
+
+def test_a_message_names_a_few_of_many_classes():
+    with pytest.raises(ValueError, match=r"'z' is not among the classes: \(#1000\) \['0', '1', '10', '100', '101'\.\.\.\]"): Categorize(map(str, range(1000)))('z')
+
 def test_a_label_that_training_does_not_have(fns):
     splits = range(6),range(6, len(fns))
     tls = TfmdLists(fns, [parent_label, Categorize], splits=splits)
@@ -158,7 +165,7 @@ def test_datasets(fns, dsets):
     im,y = dsets[0]
     assert type(im) is PILImage and int(y)==0 and dsets.decode((im,y))[1]=='cat' and dsets.vocab==['cat','dog'] and dsets.c==2 and isinstance(dsets.loss_func, CrossEntropyLossFlat)
     assert [int(o[1]) for o in dsets[[0,-1]]]==[0,1] and len(dsets[:3])==3 and len(list(dsets))==16 and dsets.valid.items[0]==fns[12]
-    assert dsets.show(dsets[0]).get_title()=='cat' and repr(dsets).startswith('Datasets: 16 items\nPipeline: PILImage.create\nPipeline: parent_label -> ') and not dsets.random
+    assert dsets.show(dsets[0]).get_title()=='cat'==show_at(dsets, 0, alpha=.5).get_title() and repr(dsets).startswith('Datasets: 16 items\nPipeline: PILImage.create\nPipeline: parent_label -> ') and not dsets.random
     three = Datasets(L(1,2), [Plus, Times, [str, Categorize]], n_inp=2)
     assert three[0][:2]==(2,10) and three.n_inp==2 and Datasets([1], [Plus, Times, Plus]).n_inp==2 and Datasets([1], [Plus, Times]).n_inp==1 and Datasets([1])[0]==(1,)
     assert Datasets(tls=[TfmdLists([1,2], Plus), TfmdLists([5,6], Times)])[1]==(3,60) and Datasets(tls=three.tls).vocab==['1','2']
@@ -242,7 +249,7 @@ def test_arguments_of_a_loader():
         def __getitem__(self, i): return -super().__getitem__(i)
     dl = TfmdDL([1,2], items=Neg, after_item=Plus(5), n_workers=0, bs=1)
     assert dl.one_batch().tolist()==[-6] and dl.new([7]).one_batch().tolist()==[-12] and len(dl.after_item)==1
-    assert TfmdDL([1], device='cpu', prefetch=5, num_workers=0).new().prefetch==5 and TfmdDL([1], num_workers=2).new(num_workers=0).n_workers==0
+    assert TfmdDL([1], device='cpu', prefetch=5, num_workers=0).new().prefetch==5 and TfmdDL([1], num_workers=2).new(num_workers=0).n_workers==0==dl.num_workers
     assert pytest.raises(AttributeError, getattr, dl, 'nothing') and pytest.raises(AttributeError, getattr, dl, 'vocab')
 
 def test_a_new_loader_has_the_same_collate_function_and_transforms():
@@ -256,6 +263,35 @@ def test_random_items_are_those_of_their_seed():
     a = batches(0)
     assert all(torch.equal(p, q) for x,y in zip(a, batches(2)) for p,q in zip(x, y)) and not torch.equal(a[0][0], a[2][0]) and TfmdItems(TfmdLists([1], draws)).random
     assert not TfmdItems(TfmdLists([1], parent_label)).random and TfmdItems(TfmdLists([1], parent_label), draws).random and TfmdItems([1]).random
+
+class OwnGenerator:
+    def __init__(self): self.rng = random.Random(0)
+    def __len__(self): return 8
+    def __getitem__(self, i): return self.rng.random()
+    def reseed(self, s): self.rng = random.Random(s)
+class Noise(Transform):
+    def reseed(self, keys): self.rng = random.Random(str(keys))
+    def encodes(self, o:float): return o+self.rng.random()
+
+@pytest.mark.parametrize('make', [lambda: OwnGenerator(), lambda: TfmdLists([0.]*8, Noise), lambda: Datasets([0.]*8, [Noise,[Noise,Noise]])])
+@pytest.mark.parametrize('after', [None, Noise])
+def test_what_has_a_generator_of_its_own_is_reseeded(make, after):
+    def batches(n):
+        with TfmdDL(make(), 4, num_workers=n, seed=1, after_item=after) as dl: return [torch.stack(b) if isinstance(b, tuple) else b for _ in range(2) for b in dl]
+    a,b = batches(0),batches(2)
+    assert all(map(torch.equal, a, b)) and len(torch.cat([o.flatten() for o in a]).unique())>=16
+
+def test_keys_of_batch_transforms():
+    class Keys(Transform):
+        got = []
+        def reseed(self, keys): self.got.append(keys)
+        def encodes(self, o:Tensor): return o
+    def seen(n, **kw):
+        Keys.got = []
+        with TfmdDL(list(range(8)), 4, num_workers=n, seed=1, after_batch=[Keys,Keys], **kw) as dl: list(dl), list(dl)
+        return Keys.got
+    a = seen(0)
+    assert a==seen(2) and [len(o) for o in a]==[4]*8 and len({k for o in a for k in o})==32 and a!=seen(0, shuffle=True)
 
 def test_lambdas_and_own_classes_work_in_workers(fns):
     dls = Datasets(fns, [[PILImage.create],[lambda o: o.parent.name, Categorize]], splits=RandomSplitter(seed=1)(fns)).dataloaders(bs=4, after_item=item, num_workers=2, device='cpu')
@@ -330,6 +366,10 @@ def test_sizes_that_differ(fns):
     Image.new('RGB', (20,20)).save(fns[1])
     with TfmdDL(Datasets(fns, [[PILImage.create]]), 4, num_workers=0, after_item=ToTensor) as dl:
         with pytest.raises(LoaderError, match=r"A batch takes pictures of one size: give `item_tfms=Resize\(...\)`.*\(3, 20, 20\).* has item .*1.JPEG"): dl.one_batch()
+
+def test_pictures_are_no_tensors(dsets):
+    with pytest.raises(LoaderError, match='TypeError: pictures are stacked as tensors: put `ToTensor` into `after_item`'): dsets.dataloaders(bs=2, after_item=squish, **quick).one_batch()
+    assert len(TfmdDL(dsets, 2, collate_fn=list, num_workers=0).one_batch())==2
 
 # further items
 def test_test_dl(fns, dsets):

@@ -57,6 +57,10 @@ def test_retain_type():
     assert retain_type('a', TensorImage([1]))=='a' and type(retain_type(noise(), PILImage.create(noise()))) is PILImage
     assert type(retain_type(noise(mode='L'), PILImage.create(noise()))) is Image.Image
 
+    class To(Transform):
+        def encodes(self, o:PILImage)->TensorImage: return image2tensor(o)
+    assert type(To()(PILImage.create(noise()))) is TensorImage and not vars(To()(PILImage.create(noise()))) # no attributes of a picture
+
 # showing
 def test_each_part_shows_itself():
     ax = show_item((TensorImage(torch.rand(3,4,5)), TensorMask(torch.ones(4,5)), TensorPoint.create([1,2]), Category('n02102040'), 3))
@@ -116,10 +120,7 @@ def test_reduced_and_draft():
     assert np.array_equal(x(im), x(open_image(src))) and im.reduced(20) is im # decoded
     square = encoded(noise(160, 160), 'JPEG')
     assert np.array_equal(x(PILImage.create(square).reduced(64).resize((64,64), 2)), x(open_image(square, 64)))
-    im = PILImage.create(src)
-    im.draft('RGB', (64,50))
-    assert im.size==(80,60)==im.copy().size and PILImage.create(encoded(noise(160, 120))).reduced(20).size==(160,120)
-    assert im.draft('RGB', (8,8)) is None # too late
+    assert PILImage.create(encoded(noise(160, 120))).reduced(20).size==(160,120)
 
 def test_a_picture_keeps_its_class_and_can_be_pickled():
     im = PILImage.create(noise())
@@ -248,7 +249,16 @@ def test_to_tensor_and_to_float():
 def test_an_error_names_the_transform_and_can_be_sent_home():
     e = pickle.loads(pickle.dumps(TransformError('Resize', 'PILImage', 'ValueError: no').at(3, PackedPaths(list('abcd')))))
     assert str(e)=='Resize failed on item 3 (d), a PILImage: ValueError: no' and e.at(1, []) is e
-    assert str(TransformError('F', 'str', 'no'))=='F failed on a str: no' and TransformError('F', 'str', 'no').at(2, None).item=='2'
+    assert str(TransformError('F', 'str', 'no'))=='F failed on a str: no' and str(TransformError('F', 'str', 'no').at(2, None))=='F failed on item 2, a str: no'
+
+def test_explode_types():
+    assert explode_types((TensorMask([1]),['a',3]))=={tuple: [TensorMask, {list: [str,int]}]} and explode_types('a') is str
+
+def test_where_encodes_is_defined():
+    def encodes(self, o): return o
+    class A(Transform): pass
+    for make in (Transform, A):
+        with pytest.raises(TypeError, match=f'`encodes` is defined in the body of a class, and not given to {make.__name__}'): make(encodes)
 
 # items
 def test_items_and_splits():
