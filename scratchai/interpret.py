@@ -6,8 +6,8 @@
 __all__ = ['Interpretation', 'ClassificationInterpretation', 'grad_cam', 'class_activation_map', 'reliability',
            'SegmentationInterpretation']
 
-# %% ../nbs/18_interpret.ipynb #9f1ca0a8
-from contextlib import ExitStack,contextmanager
+# %% ../nbs/18_interpret.ipynb #cd7e76b2
+from contextlib import ExitStack
 
 import matplotlib.pyplot as plt,numpy as np,torch,torch.nn.functional as F
 from torch import Tensor
@@ -24,32 +24,28 @@ from .inference import *
 from .losses import loss_activation,loss_decodes
 from .types import _pick
 from .transform import _item_at
-from .inference import _as_valid,_further,_loader
+from .inference import _as_valid,_loader
 
-# %% ../nbs/18_interpret.ipynb #ba5bf20f
+# %% ../nbs/18_interpret.ipynb #c20fac68
 def _grid(n, nrows, ncols, figsize, k=1):
     "`k` axes for each of `n` items"
     nrows = nrows or (-(-n//ncols) if ncols else round(n**.5))
-    ncols = ncols or -(-n//nrows)
-    axs = subplots(nrows, ncols*k, figsize or (ncols*k*1.6,nrows*2.05))[1].reshape(-1, k)
+    ncols = (ncols or -(-n//nrows))*k
+    axs = subplots(nrows, ncols, figsize or (ncols*1.6,nrows*2.05))[1].reshape(-1, k)
     for ax in axs.flat: ax.axis('off')
     return axs
 
 class Interpretation:
     "What a model makes of a set: predictions are made once and kept, inputs are read again when they are drawn"
     def __init__(self,
-        learn, # A learner
-        dl, # What was predicted: a loader, or a list of batches
-        preds:Tensor, # Predictions, such as probabilities `(n, c)`
-        targs:Tensor, # Targets, such as class numbers `(n,)`
-        decoded:Tensor, # Decisions, of the form of `targs`
-        losses:Tensor, # The loss of each item, `(n,)`
+        learn, dl, # A learner; what it predicted: a loader, or a list of batches
+        preds:Tensor, targs:Tensor, # Predictions, such as probabilities `(n, c)`, and targets, such as classes `(n,)`
+        decoded:Tensor, losses:Tensor, # Decisions, of the form of `targs`; the loss of each item, `(n,)`
     ):
         store_attr()
         self.bad = [o.index for o in getattr(dl, 'bad', ())]
     @classmethod
-    def from_learner(cls,
-        learn, # A learner
+    def from_learner(cls, learn,
         ds_idx:int=1, # 0: the training set, 1: the validation set; both in order, and transformed as for validation
         dl=None, # Other data with targets: a loader, or a list of batches
         act=None, # From the model's outputs to predictions; `None`: as the loss says
@@ -62,50 +58,43 @@ class Interpretation:
     @staticmethod
     def _predicted(learn, dl, act): return learn.get_preds(dl=dl, with_decoded=True, with_loss=True, act=act)
     def top_losses(self,
-        k:int|None=None, # At most so many; `None`: all
-        largest:bool=True, # The largest first? Or the smallest
+        k:int|None=None, largest:bool=True, # At most so many, `None`: all; the largest first, or the smallest
         items:bool=False, # Return the items too, such as paths?
     )->tuple: # Losses `(k,)`, positions in the set `(k,)`
         "The items on which the loss is largest or smallest"
         idxs = self.losses.sort(descending=largest, stable=True).indices
-        if self.bad: idxs = idxs[~torch.isin(idxs, tensor(self.bad))]
-        res = self.losses[idxs[:k]],idxs[:k]
-        return (*res, self.items(res[1])) if items else res
-    def items(self, idxs)->L: # Positions in the set
-        "What the inputs at `idxs` are made from: paths, rows of a frame, or else items of the set"
-        ds = getattr(self.dl, 'dataset', getattr(self.dl, 'ds', None))
-        src = ifnone(getattr(ds, 'items', getattr(ds, 'fns', None)), ds)
-        idxs = tensor(idxs).tolist()
-        if src is None: return self._read(idxs)
-        res = _pick(src, idxs)
+        idxs = idxs[~torch.isin(idxs, torch.tensor(self.bad, dtype=torch.long))][:k]
+        return (self.losses[idxs],idxs,self.items(idxs)) if items else (self.losses[idxs],idxs)
+    def items(self, idxs): # Positions; an `L` of paths, rows of a frame, or, if the set has no names, its items
+        "What the inputs are made from"
+        ds,idxs = getattr(self.dl, 'dataset', getattr(self.dl, 'ds', None)),tensor(idxs).tolist()
+        src = getattr(ds, 'items', getattr(ds, 'fns', None))
+        res = self._read(idxs) if src is None else _pick(src, idxs)
         return res if hasattr(res, 'iloc') else L(res)
     def _read(self, idxs):
-        if isinstance(self.dl, DataLoader): return L(self.dl.ds[i] for i in idxs)
+        if isinstance(self.dl, DataLoader): return [self.dl.ds[i] for i in idxs]
         rows = (_item_at(tuple(b), i) for b in self.dl for i in range(find_bs(b)))
-        found = {n:o for n,o in enumerate(rows) if n in idxs}
-        return L(found[i] for i in idxs)
+        found = {i:o for i,o in enumerate(rows) if i in idxs}
+        return [found[i] for i in idxs]
     def __getitem__(self, idxs)->tuple: # Positions in the set
-        "Inputs, which are read again, predictions, targets, decisions and losses at `idxs`"
+        "Inputs, which are read again, predictions, targets, decisions and losses"
         idxs = tensor(idxs).view(-1).tolist()
         b = getattr(self.dl, 'collate_fn', collate)(self._read(idxs))
         if isinstance(self.dl, DataLoader): b = self.dl._after(b)
-        x = to_cpu(b[:getattr(self.learn.dls, 'n_inp', None) or max(1, len(b)-1)])
-        def rows(o): return tuple(map(rows, o)) if isinstance(o, tuple) else o[idxs] if len(o) else o
-        return detuplify(x),*map(rows, (self.preds,self.targs,self.decoded,self.losses))
-    def show_results(self,
-        idxs, # Positions in the set
-        nrows:int|None=None, ncols:int|None=None, # Rows and columns of the grid
-        figsize:tuple|None=None, # Width and height of the figure in inches
+        n = getattr(self.learn.dls, 'n_inp', None) or max(1, len(b)-1)
+        def rows(o): return tuple(map(rows, o)) if isinstance(o, tuple) else o[idxs]
+        return detuplify(to_cpu(b[:n])),*map(rows, (self.preds,self.targs,self.decoded,self.losses))
+    def show_results(self, idxs, # Positions in the set
+        nrows:int|None=None, ncols:int|None=None, figsize:tuple|None=None, # Rows and columns of the grid; inches
         **kwargs # Passed on to `show_result`
     ):
-        "Show items with targets and decisions, and for single classes with the probability of what was decided"
+        "Show items with target, decision and loss, and for single classes the probability of the decision"
         x,preds,targs,decoded,losses = self[idxs]
-        items = list(zip(*[self.learn.dls.decode_preds(x, y, len(losses)) for y in (targs,decoded)]))
-        n,k = len(tuplify(x)),1 if all(isinstance(o, (str,int,float,L)) for o in items[0][1][len(tuplify(x)):]) else 2
-        axs = _grid(len(items), nrows, ncols, figsize, k)
+        (ts,gs),n = [self.learn.dls.decode_preds(x, y, len(losses)) for y in (targs,decoded)],len(tuplify(x))
         single = getattr(decoded, 'ndim', 0)==1 and not decoded.is_floating_point()
-        sure = [f'{p[d]:.0%}, ' for p,d in zip(preds, decoded)] if single else ['']*len(items)
-        for (t,g),p,l,ax in zip(items, sure, losses, axs):
+        sure = [f'{p[d]:.0%}, ' for p,d in zip(preds, decoded)] if single else ['']*len(ts)
+        k = 1 if all(isinstance(o, (str,int,float,L)) for o in gs[0][n:]) else 2
+        for t,g,p,l,ax in zip(ts, gs, sure, losses, _grid(len(ts), nrows, ncols, figsize, k)):
             show_result(t[:n], t[n:], g[n:], ax, **kwargs)
             show_title(f'{p}loss {l:.2f}', ax[-1], fontsize=9)
     def plot_top_losses(self,
@@ -113,11 +102,11 @@ class Interpretation:
         largest:bool=True, # The largest losses? Or the smallest
         **kwargs # `nrows`, `ncols`, `figsize`, as in `show_results`
     ):
-        "Show the items of the largest or smallest losses: target, decision, its probability, and loss"
+        "Show the items on which the loss is largest or smallest"
         idxs = self.top_losses(None, largest)[1]
         self.show_results(idxs[list(k)] if is_listy(k) or isinstance(k, range) else idxs[:k], **kwargs)
 
-# %% ../nbs/18_interpret.ipynb #35c36a75
+# %% ../nbs/18_interpret.ipynb #5d781287
 class ClassificationInterpretation(Interpretation):
     "An `Interpretation` of decisions for one class"
     @property
@@ -132,89 +121,70 @@ class ClassificationInterpretation(Interpretation):
         res = getattr(o, 'vocab', getattr(getattr(o, 'ds', None), 'vocab', None)) or []
         return res[-1] if len(res) and is_listy(res[-1]) else res
     names = property(lambda self: [printable(class_names.get(o, o)) for o in self.vocab])
-    def _pairs(self):
-        "Targets and decisions that are classes, `(n,)` each"
-        t,d,c = self.targs,self.decoded,len(self.vocab)
-        if not all(isinstance(o, Tensor) and not o.is_floating_point() and o.dtype!=torch.bool for o in (t,d)): raise TypeError(
-            'This takes one class for each item. Here an item has several labels, or a number, or more than one target.')
-        t,d = flatten_check(t, d)
-        t,d = [o[(t>=0)&(t<c)].long() for o in (t,d)] # no class: the loss ignores it
-        if len(d) and d.max()>=c: raise ValueError(f'The model decided for class {d.max()}, and there are {c} classes.')
-        return t,d
     def confusion_matrix(self)->np.ndarray: # `(c, c)`: a row for each actual class, a column for each predicted one
-        "How often an item of one class was taken for another; also for classes of which there are no items"
-        (t,d),c = self._pairs(),len(self.vocab)
+        "How often an item of one class was taken for another; targets that are no class are left out"
+        t,d,c = self.targs,self.decoded,len(self.vocab)
+        if any(getattr(o, 'dtype', None) not in (torch.uint8,torch.int32,torch.int64) for o in (t,d)): raise TypeError(
+            'This is for one class an item. Here an item has several labels, or a number, or more than one target.')
+        t,d = flatten_check(t, d)
+        t,d = [o[(t>=0)&(t<c)].long() for o in (t,d)]
+        if (d>=c).any(): raise ValueError(f'The model decided for class {d.max()}, and there are {c} classes.')
         return torch.bincount(t*c+d, minlength=c*c).view(c, c).numpy()
     def plot_confusion_matrix(self,
         normalize:bool=False, # Shares of the row, not counts?
-        title:str='Confusion matrix', # Title of the plot
-        cmap='Blues', # Colours, as in matplotlib
-        norm_dec:int=2, # Decimals of a share
-        plot_txt:bool=True, # Write the numbers too?
-        figsize:tuple|None=None, # Width and height in inches; `None`: as the number of classes asks
-        dpi:int|None=None, # Dots an inch
+        title:str='Confusion matrix', cmap='Blues', # Title of the plot; colours, as in matplotlib
+        norm_dec:int=2, plot_txt:bool=True, # Decimals of a share; write the numbers too?
+        figsize:tuple|None=None, dpi:int|None=None, # Inches, `None`: as the number of classes asks; dots an inch
     ):
         "Draw the confusion matrix"
         cm,n = self.confusion_matrix(),len(self.vocab)
         if normalize: cm = cm/cm.sum(1, keepdims=True).clip(1)
-        side = min(.38*n+1.6, 14)
-        ax = plt.subplots(figsize=figsize or (side,side), dpi=dpi, layout='constrained')[1]
+        ax = plt.subplots(figsize=figsize or [min(.38*n+1.6, 14)]*2, dpi=dpi, layout='constrained')[1]
         ax.imshow(cm, cmap=cmap)
         ax.set(title=title, xlabel='Predicted', ylabel='Actual')
         ax.set_xticks(range(n), self.names, rotation=90, parse_math=False)
         ax.set_yticks(range(n), self.names, parse_math=False)
         for (i,j),v in np.ndenumerate(cm) if plot_txt else ():
-            text = f'{v:.{norm_dec}f}' if normalize else f'{v}'
-            ax.text(j, i, text, ha='center', va='center', fontsize=8, color='white' if v>cm.max()/2 else 'black')
+            text,color = f'{v:.{norm_dec}f}' if normalize else f'{v}','white' if v>cm.max()/2 else 'black'
+            ax.text(j, i, text, ha='center', va='center', fontsize=8, color=color)
     def most_confused(self, min_val:int=1)->list: # At least so often; triples (actual, predicted, how often)
         "The pairs of classes that are confused most, the most frequent first"
         cm,v = self.confusion_matrix(),self.vocab
         np.fill_diagonal(cm, 0)
-        return sorted(((v[i],v[j],int(cm[i,j])) for i,j in zip(*np.where(cm>=max(min_val, 1)))), key=lambda o: -o[2])
+        return sorted([(v[i],v[j],int(cm[i,j])) for i,j in zip(*np.where(cm>=max(min_val, 1)))], key=lambda o: -o[2])
     def print_classification_report(self):
         "Print precision, recall, their harmonic mean, and the number of items, for each class"
-        cm = self.confusion_matrix().astype(float)
-        right,called,true = cm.diagonal(),cm.sum(0),cm.sum(1)
-        ratios = np.stack([a/np.maximum(b, 1) for a,b in ((right,called),(right,true),(2*right,called+true))], 1)
-        n,w = true.sum(),max(len(o) for o in [*self.names,'weighted avg'])
-        def row(name, r, n): print(f'{name:>{w}} ' + ''.join(f' {o:9.2f}' if o!='' else ' '*10 for o in r) + f' {n:9.0f}')
-        print(f'{"":>{w}} ' + ''.join(f' {o:>9}' for o in ('precision','recall','f1-score','support')) + '\n')
-        for o in zip(self.names, ratios, true): row(*o)
-        print()
-        row('accuracy', ['','',right.sum()/max(n, 1)], n)
-        row('macro avg', ratios.mean(0), n)
-        row('weighted avg', true@ratios/max(n, 1), n)
-    def plot_reliability(self,
-        n_bins:int=10, # Ranges of probability, from 0 to 1
-        figsize:tuple=(3.6,3.4), # Width and height in inches
-    ):
+        cm,w = self.confusion_matrix(),max(map(len, [*self.names,'weighted avg']))
+        right,called,true,n = cm.diagonal(),cm.sum(0),cm.sum(1),max(cm.sum(), 1)
+        ps = np.stack([a/np.maximum(b, 1) for a,b in ((right,called),(right,true),(2*right,called+true))], 1)
+        def row(name, *cells): print(f'{name:>{w}} ' + ''.join(f' {o:>9}' for o in cells))
+        def nums(name, r, n): row(name, *[f'{o:.2f}' for o in r], n)
+        row('', 'precision', 'recall', 'f1-score', '  support\n')
+        for o in zip(self.names, ps, true): nums(*o)
+        row('\n'+' '*(w-8)+'accuracy', '', '', f'{right.sum()/n:.2f}', cm.sum())
+        nums('macro avg', ps.mean(0), cm.sum())
+        nums('weighted avg', true@ps/n, cm.sum())
+    def plot_reliability(self, n_bins:int=10, figsize:tuple=(3.6,3.4)): # Ranges of probability; inches
         "Draw how often decisions were right, against how sure the model was"
-        conf,acc,n = reliability(self.preds, self.targs, n_bins)
+        conf,acc,n = to_np(reliability(self.preds, self.targs, n_bins))
         ax = plt.subplots(figsize=figsize)[1]
-        ax.bar((np.arange(n_bins)+.5)/n_bins, acc, .94/n_bins, label='share that is right')
+        ax.bar((np.arange(n_bins)+.5)/n_bins, acc, .94/n_bins)
         ax.plot([0,1], [0,1], 'k--', lw=1)
-        ax.scatter(conf[n>0], acc[n>0], s=120*n[n>0]/n.max(), c='firebrick', zorder=3, label='mean probability')
-        error = (n*(acc-conf).abs()).sum()/n.sum()
-        ax.set(xlabel='probability of the decision', ylabel='share that is right', title=f'Calibration error {error:.1%}')
-        ax.legend()
+        ax.scatter(conf[n>0], acc[n>0], s=120*n[n>0]/n.max(), c='firebrick', zorder=3)
+        ax.set(xlabel='probability of the decision', ylabel='share that is right')
+        ax.set_title(f'Calibration error {(n*abs(acc-conf)).sum()/n.sum():.1%}')
 
-# %% ../nbs/18_interpret.ipynb #4202aa9a
-@contextmanager
-def _listening(model, layer):
-    "A list of the maps `(bs, nf, h, w)` that modules put out; meanwhile the model does not train"
-    maps,was = [],[(m, m.training) for m in model.modules()]
+# %% ../nbs/18_interpret.ipynb #01c4468f
+def _last_maps(model, x, cls, layer):
+    "The last maps `(bs, nf, h, w)` that a module puts out, the predictions, and a class for each item"
+    maps = []
     def keep(m, i, o): maps.extend([o] if getattr(o, 'ndim', 0)==4 and o[0,0].numel()>1 else [])
     with ExitStack() as stack:
+        for m in model.modules(): stack.callback(setattr, m, 'training', m.training)
         for m in model.modules() if layer is None else [layer]: stack.enter_context(m.register_forward_hook(keep))
-        for m,t in was: stack.callback(setattr, m, 'training', t)
-        model.eval()
-        yield maps
-
-def _last_maps(model, x, cls, layer):
-    "The last maps, the predictions, and the class for each item"
-    with _listening(model, layer) as maps: pred = model(*tuplify(x))
-    if not maps: raise ValueError(f'{type(ifnone(layer, model)).__name__} puts out no maps `(bs, nf, h, w)`: choose another `layer`.')
-    if pred.ndim!=2: raise ValueError(f'A class is needed for each item: predictions `(bs, c)`, not {*pred.shape,}.')
+        pred = model.eval()(*tuplify(x))
+    if not maps: raise ValueError(f'{type(ifnone(layer, model)).__name__} puts out no maps: choose another `layer`.')
+    if pred.ndim!=2: raise ValueError(f'Predictions must be `(bs, c)`, a class for each item, not {*pred.shape,}.')
     cls = pred.argmax(1) if cls is None else torch.as_tensor(cls, device=pred.device).expand(len(pred))
     return maps[-1],pred,cls
 
@@ -227,47 +197,45 @@ def grad_cam(
     "What spoke for a class, and where ([Selvaraju et al., 2017](https://arxiv.org/abs/1610.02391))"
     def leaf(o): return o.detach().requires_grad_(o.is_floating_point()) # the body may be frozen
     with torch.enable_grad():
-        maps,pred,cls = _last_maps(model, apply(leaf, tuplify(x)), cls, layer)
+        maps,pred,cls = _last_maps(model, apply(leaf, x), cls, layer)
         grad, = torch.autograd.grad(pred.gather(1, cls[:,None]).sum(), maps)
     return (grad.mean((2,3), keepdim=True)*maps.detach()).sum(1).relu()
 
-# %% ../nbs/18_interpret.ipynb #07818d99
+# %% ../nbs/18_interpret.ipynb #7f80e051
 def class_activation_map(
     model, x, cls=None, layer=None, # As in `grad_cam`; the model ends in the mean over all places, and a linear layer
 )->Tensor: # `(bs, h, w)`; the mean of a map and the bias add up to the model's output
     "What each place adds to the output for a class ([Zhou et al., 2016](https://arxiv.org/abs/1512.04150))"
     with torch.no_grad(): maps,pred,cls = _last_maps(model, x, cls, layer)
-    lin = [o for o in model.modules() if getattr(getattr(o, 'weight', None), 'ndim', 0)==2][-1:]
-    for w,b in [(o.weight.detach(), 0 if o.bias is None else o.bias.detach()) for o in lin if o.weight.shape[1]==maps.shape[1]]:
-        if torch.allclose(maps.mean((2,3)) @ w.T + b, pred, 1e-3, 1e-3): return torch.einsum('bk,bkij->bij', w[cls], maps)
-    raise ValueError(f'{type(model).__name__} does not end in the mean over all places and a linear layer: use `grad_cam`.')
+    mean,lin = maps.mean((2,3)),[o for o in model.modules() if getattr(getattr(o, 'weight', None), 'ndim', 0)==2][-1:]
+    fits = any(o.weight.shape[1]==mean.shape[1] and torch.allclose(o(mean), pred, 1e-3, 1e-3) for o in lin)
+    if not fits: raise ValueError(f'{type(model).__name__} does not end in mean and linear layer: use `grad_cam`.')
+    return torch.einsum('bk,bkij->bij', lin[0].weight.detach()[cls], maps)
 
-# %% ../nbs/18_interpret.ipynb #be21e9fd
+# %% ../nbs/18_interpret.ipynb #080df8b2
 @patch
 def show_cam(self:Learner,
     items, # An item as in `predict`, a list of them, or rows of a frame
     cls=None, # The class, by name or number; `None`: the one decided for
-    layer=None, # As in `grad_cam`
-    func=grad_cam, # Or `class_activation_map`, or another such function
-    nrows:int|None=None, ncols:int|None=None, # Rows and columns of the grid
-    figsize:tuple|None=None, # Width and height of the figure in inches
+    layer=None, func=grad_cam, # As in `grad_cam`; that, or `class_activation_map`, or another such function
+    nrows:int|None=None, ncols:int|None=None, figsize:tuple|None=None, # Rows and columns of the grid; inches
     **kwargs # Passed on to `imshow`: `alpha`, `cmap`…
 ):
-    "Show pictures with the class and its probability, and over each the places that spoke for the class"
-    several = isinstance(items, PackedPaths) or is_listy(items) or getattr(items, 'ndim', 0)==2 and hasattr(items, 'iloc')
-    dl,vocab = _further(self.dls, items if several else [items]),list(getattr(self.dls, 'vocab', None) or ())
+    "Show pictures with a class and its probability, and over each the places that spoke for the class"
+    vocab,frame = getattr(self.dls, 'vocab', None),hasattr(items, 'iloc') and items.ndim==2
     if isinstance(cls, str):
-        if cls not in vocab: raise ValueError(f'{cls!r} is no class: there are {vocab}.')
-        cls = vocab.index(cls)
+        if cls not in L(vocab): raise ValueError(f'{cls!r} is no class: there are {vocab}.')
+        cls = list(vocab).index(cls)
+    dl = further_dl(self.dls, items if frame or is_listy(items) else [items])
     x = to_device(dl.new(bs=len(dl.ds)).one_batch(), find_device(list(self.model.parameters())))
     with self.no_bar(): preds = self.get_preds(dl=[x])[0]
     cs = preds.argmax(1) if cls is None else torch.tensor([cls]*len(preds))
-    maps = to_cpu(func(self.model, x, cs.to(find_device(x)), layer))
-    maps,pics = F.interpolate(maps[:,None], x[0].shape[-2:], mode='bilinear')[:,0],self.dls.decode_preds(x, max_n=len(maps))
-    for (ax,),(pic,*_),m,p,c in zip(_grid(len(maps), nrows, ncols, figsize), pics, maps, preds, cs.tolist()):
+    maps = func(self.model, x, cs.to(find_device(x)), layer)
+    maps = to_np(F.interpolate(maps[:,None], x[0].shape[-2:], mode='bilinear')[:,0])
+    pics,axs = self.dls.decode_preds(x, max_n=len(maps)),_grid(len(maps), nrows, ncols, figsize)
+    for (ax,),(pic,*_),m,p,c in zip(axs, pics, maps, preds, cs.tolist()):
         show_image(pic, ax=ax).imshow(m, **{'cmap':'inferno', 'alpha':.55, **kwargs})
-        show_title(vocab[c] if vocab else c, ax, fontsize=9)
-        show_title(f'{p[c]:.0%}', ax, fontsize=9)
+        for o in (vocab[c] if vocab else c, f'{p[c]:.0%}'): show_title(o, ax, fontsize=9)
 
 # %% ../nbs/18_interpret.ipynb #0649d8d0
 def reliability(
@@ -284,7 +252,7 @@ def reliability(
     n,conf,acc = [torch.bincount(bins, o, n_bins) for o in (torch.ones_like(p),p,(guess==right).to(p.dtype))]
     return conf/n.clamp(min=1),acc/n.clamp(min=1),n
 
-# %% ../nbs/18_interpret.ipynb #35ce49d7
+# %% ../nbs/18_interpret.ipynb #68557cad
 class SegmentationInterpretation(ClassificationInterpretation):
     "An `Interpretation` of a class for each pixel; of the predictions, only the decisions are kept"
     @staticmethod
@@ -296,9 +264,9 @@ class SegmentationInterpretation(ClassificationInterpretation):
 @patch
 def interpret(self:Learner,
     ds_idx:int=1, dl=None, act=None, # As in `Interpretation.from_learner`
-)->Interpretation: # A `SegmentationInterpretation` for masks, a `ClassificationInterpretation` for classes
+)->Interpretation: # For masks a `SegmentationInterpretation`, for classes a `ClassificationInterpretation`
     "Predict a set, to look at what went wrong"
     types = target_types(_loader(self, ds_idx, dl))
-    classes = any(issubclass(o, TensorCategory) for o in types) if types else bool(getattr(self.dls, 'vocab', None))
-    kind = SegmentationInterpretation if TensorMask in types else ClassificationInterpretation if classes else Interpretation
-    return kind.from_learner(self, ds_idx, dl, act)
+    classes = any(issubclass(o, TensorCategory) for o in types) if types else getattr(self.dls, 'vocab', None)
+    kind = ClassificationInterpretation if classes else Interpretation
+    return (SegmentationInterpretation if TensorMask in types else kind).from_learner(self, ds_idx, dl, act)
