@@ -8,7 +8,7 @@ __all__ = ['BBoxLblBlock', 'TransformBlock', 'ImageBlock', 'CategoryBlock', 'Dat
            'PointBlock', 'BBoxBlock', 'AddMaskCodes', 'MaskBlock', 'ImageDataLoaders', 'SegmentationDataLoaders',
            'CachedItems']
 
-# %% ../nbs/12_block.ipynb #975fe9e0
+# %% ../nbs/12_block.ipynb #e5a38f6d
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from .core import *
 from .data import *
 from .losses import *
 from .transform import *
+from .cache import *
 from .crops import *
 from .splitters import *
 from .files import _listed # arrays and tensors as lists
@@ -72,7 +73,7 @@ def _walk(title, fs, o, where='0'):
         except TransformError as e: raise TransformError(*e.args[:3], where) from e.__cause__
     return o
 
-# %% ../nbs/12_block.ipynb #5cfdab5c
+# %% ../nbs/12_block.ipynb #926c712f
 class DataBlock:
     "Which items there are, what of them is input and target, and which validate: all that `DataLoaders` need"
     def __init__(self,
@@ -147,12 +148,20 @@ class DataBlock:
         return res
     def dataloaders(self, source,
         path='.', # Where a learner puts its files
+        bs:int=64, # Items in a batch
+        val_bs:int|None=None, # Items in a batch for validation; `None`: `bs`
+        num_workers:int|None=None, # 0: in this process; `None`: one a core, where that works; also `n_workers`
+        device=None, # Where batches go; `None` is `default_device()`
+        shuffle:bool=True, # A new order of the training items in every epoch?
         verbose:bool=False, # Say what was found?
         cache=None, # Decode once, and keep the pictures: 'memory', or a folder; `None`: decode in every epoch
-        **kwargs # For the loaders: `bs`, `val_bs`, `num_workers`, `device`, `seed`, `shuffle`, `drop_last`…
+        **kwargs # For the loaders: `seed`, `drop_last`, `skip_bad`…
     )->DataLoaders:
         "Loaders of batches"
-        kwargs = {**merge(*self.blocks.attrgot('dls_kwargs').filter()), **kwargs}
+        own = dict(bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, shuffle=shuffle)
+        asked = merge(*self.blocks.attrgot('dls_kwargs').filter()) # gives way to an argument that was given
+        asked = {k: v for k,v in asked.items() if own.get(k)==dict(bs=64, shuffle=True).get(k)}
+        kwargs = {**own, **asked, **kwargs}
         if cache is not None: kwargs['items'] = partial(CachedItems, cache=cache)
         return self.datasets(source, verbose).dataloaders(path=path, after_item=self.item_tfms.map(_own),
             after_batch=self.batch_tfms.map(_own), **kwargs)
@@ -366,39 +375,5 @@ class SegmentationDataLoaders(DataLoaders):
         return ImageDataLoaders.from_path_func(path, fnames, label_func, valid_pct, seed, *args,
             y_block=MaskBlock(codes, values), **kw)
 
-# %% ../nbs/12_block.ipynb #6567a918
-class CachedItems(Cached, TfmdItems):
-    "The items of a loader, their pictures decoded once"
-    fns=tfm = None # what `Cached` asks for; nothing happens to a picture behind the cache
-    def __init__(self, ds, after_item=None,
-        cache='memory', # Where decoded pictures are kept: 'memory', or a folder
-    ):
-        super().__init__(ds, after_item)
-        if bad := first(self.after_item, lambda f: Pipeline(f).draws(ds.split_idx)): raise ValueError('`cache=` keeps '
-            f"what the item transforms give, but {bad} draws anew in every epoch. Take a `Resize` with method='squish' "
-            'and crop on the batch.')
-        item = self._made(0)
-        if not isinstance(item[0], TensorImage) or any(isinstance(o, (TensorImageBase,TensorPoint)) for o in item[1:]):
-            raise ValueError(f'`cache=` keeps one picture an item, and its labels, not {_brief(item)}.')
-        self.cls,self.y = type(item[0]),list(zip(*ds.tls[1:]))
-        self._find_files(list(ds.tls[0].tfms))
-        self.begin_cache(cache, item[0].permute(1,2,0).shape)
-    def _made(self, i): return TfmdItems.__getitem__(self, i)
-    def _find_files(self, fs):
-        "The file of each picture is the last path among an item and what the steps make of it"
-        made = [_pick(self.ds.items, 0)]
-        for f in fs: made.append(f(made[-1]))
-        paths = [i for i,o in enumerate(made) if isinstance(o, (str,Path))]
-        if not paths: raise ValueError('`cache=` is for pictures from files, and none of the steps has a path.')
-        n = paths[-1]
-        self.fns = [compose(*fs[:n])(_pick(self.ds.items, i)) for i in range(len(self))] if n else self.ds.items
-        self.opening = fs[n:]
-    def _how(self): return self.cls.__name__,str(self.opening),str(self.after_item)
-    def decode(self, i):
-        keep = lambda i: self._stat(i)==tuple(self.stats[i])
-        return self.cache.get(range(len(self))[i], lambda i: self._made(i)[0].permute(1,2,0).as_subclass(Tensor), keep)
-    def __getitem__(self, i): return self.decode(i).permute(2,0,1).as_subclass(self.cls),*self.y[i]
-    def cached_batch(self, idxs):
-        x,*rest = self.cache.x.index_select(0, torch.tensor(idxs)).permute(0,3,1,2).unbind()
-        xs = [x.as_subclass(self.cls), *rest] # a batch gets the class of its first item
-        return [(x,*self.y[i]) for x,i in zip(xs, idxs)]
+# %% ../nbs/12_block.ipynb #39c1b366
+class CachedItems(CachedTransforms, TfmdItems): "The items of a loader, their pictures decoded once"
