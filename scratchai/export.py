@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'NoLabels', 'describe', 'restore', 'describe_dls', 'restore_dls', 'read_model', 'restore_model',
-           'load_learner']
+           'load_learner', 'Predictor']
 
-# %% ../nbs/23_export.ipynb #ed6988d6
+# %% ../nbs/23_export.ipynb #8a8c8806
 import json,platform
 from inspect import signature
+from threading import Lock
 
 import numpy as np,torch,torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +31,7 @@ from .splitters import _below
 from .augment import *
 from .layers import * # registers its network
 from .resnet import * # and this its own
+from .transfer import * # and this bodies with a head
 from .learner import *
 from .inference import *
 from .inference import _ours
@@ -285,3 +287,29 @@ def load_learner(
         if dls is None: dls = DataLoaders([], [], device=device)
     except Exception as e: raise ValueError(f'{fname} cannot be used: {type(e).__name__}: {e}.') from e
     return Learner(dls, model, loss, path=Path(fname).parent)
+
+# %% ../nbs/23_export.ipynb #9b660338
+class Predictor:
+    "A model that answers, from any thread and quietly"
+    def __init__(self,
+        model, # In evaluation mode
+        dls:DataLoaders, # How an item becomes a batch, and a decision an answer
+        loss, # Knows what the model's outputs mean
+    ): self.model,self.dls,self.loss,self.lock = model,dls,loss,Lock()
+    @classmethod
+    def load(cls, fname, cpu:bool=True, model=None): # As in `load_learner`
+        "From a file of `export`"
+        learn = load_learner(fname, cpu, model)
+        return cls(learn.model, learn.dls, learn.loss_func)
+    def predict(self, item): return self.batch([item])[0] # The answer for one item
+    @torch.no_grad()
+    def batch(self,
+        items, # Paths, bytes, pictures, arrays
+    )->list: # What `learn.predict` returns for each
+        "The answers for several items"
+        with self.lock: return [o for b in further_dl(self.dls, items) for o in self._answers(b)]
+    def _answers(self, b):
+        probs = loss_activation(self.loss)(self.model(*b)).cpu()
+        dec = loss_decodes(self.loss)(probs)
+        said = self.dls.decode_preds(to_cpu(b), dec, len(probs))
+        return [(detuplify(o[len(b):]),*ps) for o,*ps in zip(said, dec, probs)]

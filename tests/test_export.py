@@ -1,5 +1,6 @@
 "A model's file: the same predictions anywhere, and a sentence for what is no such file"
-import json,os,pickle,random,subprocess,sys,warnings,zipfile
+import json,os,pickle,random,subprocess,sys,zipfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np,pytest,torch,torch.nn.functional as F
@@ -16,6 +17,7 @@ from scratchai.layers import *
 from scratchai.losses import *
 from scratchai.module import *
 from scratchai.resnet import *
+from scratchai.transfer import *
 from scratchai.learner import *
 from scratchai.recorder import *
 from scratchai.precision import *
@@ -186,7 +188,7 @@ def test_a_fresh_process(learn, fns, tmp_path):
     assert json.loads(out.stdout)==want.tolist(), out.stderr
 
 class Bomb:
-    def __reduce__(self): return os.system, ('touch /tmp/scratchai-bomb',)
+    def __reduce__(self): return os.system, ('touch scratchai-bomb',)
 
 def header(text, n=None): return (len(text) if n is None else n).to_bytes(8, 'little')+text
 
@@ -210,7 +212,7 @@ def test_files_that_are_none(learn, tmp_path):
     check(out.read_bytes(), 'is a pickle')
     torch.save(dict(a=1), out)
     check(out.read_bytes(), 'is a pickle')
-    assert not os.path.exists('/tmp/scratchai-bomb')
+    assert not os.path.exists('scratchai-bomb')
     for data in (b'', b'abc', b'\0'*100, b'hello '*100): check(data, 'does not begin')
     for n in (20, 500, len(good)//2, len(good)-1): check(good[:n], 'cut short|damaged')
     check(header(b'{}', 2**30), 'cut short')
@@ -291,3 +293,33 @@ def test_describe_dls(learn, fns):
     assert new.vocab==learn.dls.vocab and new.bs==4 and str(new.path)=='here' and len(new.train_ds)==0
     assert describe_dls(new)==spec
     assert describe_dls(DataLoaders([], [], device='cpu')) is None
+
+def test_predictor(learn, fns, pictures, tmp_path, capsys):
+    "One item and several, from several threads at a time, without a word"
+    want = [learn.predict(f) for f in fns]
+    p = Predictor.load(learn.export())
+    capsys.readouterr()
+    def check(got): assert [o[0] for o in got]==[o[0] for o in want] and all(torch.allclose(a[2], b[2], atol=1e-6) for a,b in zip(got, want))
+    check(p.batch(list(fns)))
+    check(p.batch([f.read_bytes() for f in fns]))
+    assert torch.equal(p.predict(fns[0])[2], want[0][2]) and not p.predict(fns[0])[2].requires_grad
+    with ThreadPoolExecutor(4) as ex: check([o.result() for o in [ex.submit(p.predict, f) for f in fns]])
+    assert capsys.readouterr()==('','')
+    with pytest.raises(LoaderError, match='no picture that can be read'): p.predict(b'abc')
+    dls = folder_dls(pictures(train_cat=4, train_dog=4, val_cat=2, val_dog=2), size=8, bs=4, n_workers=0, device='cpu')
+    hand = Learner(dls, simple_cnn(2), path=tmp_path)
+    a,b = hand.predict(fns[0]),Predictor.load(hand.export(), cpu=True).predict(fns[0])
+    assert a[0]==b[0] and torch.equal(a[2], b[2])
+    net = Sequential(Flatten(), Linear(192, 2))
+    file = Learner(learn.dls, net, path=tmp_path).export()
+    assert Predictor.load(file, model=Sequential(Flatten(), Linear(192, 2))).predict(fns[0])[1] in (0,1)
+    class Several(Module):
+        def __init__(self): self.w = Parameter(torch.zeros(1))
+        def forward(self, x): return tensor([-9.,9.,9.]).expand(len(x), 3)+self.w
+    several = Learner(dls_of(fns, MultiCategoryBlock, lambda o: [parent_label(o),'pet']), Several(), path=tmp_path)
+    assert Predictor.load(several.export(), model=Several()).predict(fns[0])[0]==['dog','pet']
+
+def test_transfer(fns, tmp_path):
+    "A body with a head is named with its arguments"
+    learn = vision_learner(dls_of(fns, item=Resize(32)), resnet18, pretrained=False, ps=.1, path=tmp_path)
+    same(learn, fns)

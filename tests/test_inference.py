@@ -325,3 +325,7 @@ def test_save_keeps_the_state_of_callbacks(learn, tmp_path):
         assert Learner(learn.dls, net(), path=tmp_path).load(name).opt is not None
         new = Learner(learn.dls, net(), path=tmp_path).to_fp16(on_cpu=True)
         assert new.load(name, with_opt=False).mixed_precision.scaler.factor==2.**16
+
+def test_further_dl(learn, hand, fns):
+    "Batches of inputs only, for either kind of loaders"
+    for o in (learn,hand): assert [[tuple(p.shape) for p in b] for b in further_dl(o.dls, list(fns[:6]))]==[[(4,3,8,8)],[(2,3,8,8)]]
