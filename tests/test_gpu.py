@@ -125,7 +125,7 @@ def test_the_factor_on_the_loss_is_that_of_torchs_scaler():
     "The same training by hand, with a scale at which the first steps overflow"
     data,kw = to_device(batches(), 'cuda'),dict(init_scale=2.**24, growth_interval=3)
     learn = learner(opt_func=partial(SGD, mom=0.9), data=data).to_fp16(**kw)
-    ref = learner().model.cuda()
+    ref = learner(data=data).model.cuda()
     opt,scaler,losses = torch.optim.SGD(list(ref.parameters()), lr=1e-3, momentum=0.9),torch.amp.GradScaler('cuda', **kw),[]
     learn.add_cb(Callback(after_loss=lambda self: losses.append(self.loss.item()) if self.training else None))
     learn.fit(2)
