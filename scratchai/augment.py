@@ -21,7 +21,7 @@ from .transform import *
 from .crops import *
 from .crops import _one_of
 
-# %% ../nbs/14_augment.ipynb #6710338b
+# %% ../nbs/14_augment.ipynb #317f6fe8
 def perspective_grid(
     mat:Tensor, # `(bs, 3, 3)`
     size:tuple, # Height and width of the result
@@ -30,9 +30,8 @@ def perspective_grid(
     "Where each pixel of the result comes from"
     y,x = [torch.linspace(-1, 1, n, device=mat.device)*(1 if align_corners else (n-1)/n) for n in size]
     rows,cols = torch.einsum('bi,y->biy', mat[...,1], y)+mat[...,2:],torch.einsum('bi,x->bix', mat[...,0], x)
-    p,res = rows[...,None]+cols[:,:,None],mat.new_empty(len(mat), *size, 2)
-    torch.div(p[:,:2].permute(0,2,3,1), p[:,2,...,None], out=res)
-    return res
+    p = rows[...,None] + cols[:,:,None]
+    return p[:,:2].div_(p[:,2:]).permute(0,2,3,1)
 
 # %% ../nbs/14_augment.ipynb #ff6a6cc9
 def _mats(n, **entries):
@@ -48,7 +47,7 @@ def _project(mat, p): # Where `mat` takes points `(bs, n, 2)`
     res = p@mat[:,:,:2].mT + mat[:,None,:,2]
     return res[...,:2]/res[...,2:]
 
-# %% ../nbs/14_augment.ipynb #c5677b15
+# %% ../nbs/14_augment.ipynb #1bb62757
 @patch
 def affine_coord(x:TensorImage,
     mat:Tensor=None, # `(bs, 2, 3)` or `(bs, 3, 3)`, from places in the result to places in `x`; `None`: the same
@@ -61,14 +60,16 @@ def affine_coord(x:TensorImage,
     if mat is None and sz is None: return x
     size,src = tuple(x.shape[-2:]) if sz is None else _hw(sz),x.as_subclass(Tensor).float()
     mat = _mats(len(x)) if mat is None else _as3(mat).float()
-    grid = perspective_grid(mat.to(x.device, non_blocking=True), size, align_corners)
-    by,sample = min(a/b for a,b in zip(x.shape[-2:], size))/2,partial(F.grid_sample, mode=mode, padding_mode=pad_mode)
-    res = sample(src, grid, align_corners=align_corners)
+    def look(src, mat):
+        grid = perspective_grid(mat.to(x.device, non_blocking=True), size, align_corners)
+        return F.grid_sample(src, grid, mode, pad_mode, align_corners)
+    n = max(1, 2**18//(size[0]*size[1])) if x.device.type=='cpu' else len(x) # a CPU's cache holds a few items
+    res = torch.cat([look(*o) for o in zip(src.split(n), mat.split(n))])
+    by = min(a/b for a,b in zip(x.shape[-2:], size))/2
     if mode=='bilinear' and by>1: # it looks at four pixels: for items that have many more for each of the result, means
         p = _project(mat, tensor([[-1.,-1],[1,-1],[-1,1],[1,1]]).to(mat.device).expand(len(x), 4, 2))
-        i = (2/(p.amax((1,2))-p.amin((1,2))) < by).nonzero()[:,0].to(x.device)
-        small = F.interpolate(src[i], scale_factor=1/by, mode='area', recompute_scale_factor=True) if len(i) else src
-        res[i] = sample(small[:len(i)], grid[i], align_corners=align_corners)
+        i = (2/(p.amax((1,2))-p.amin((1,2))) < by).nonzero()[:,0]
+        if len(i): res[i] = look(F.interpolate(src[i], scale_factor=1/by, mode='area', recompute_scale_factor=True), mat[i])
     return retain_type(res.to(x.dtype) if x.is_floating_point() else res, x)
 
 # %% ../nbs/14_augment.ipynb #cafa82c5
@@ -292,7 +293,7 @@ def lighting(x:TensorImage, func)->TensorImage: # From logits to logits
     "Change the logits of pictures with values from 0 to 1"
     return retain_type(func(torch.logit(x.as_subclass(Tensor).float(), 1e-7)).sigmoid_().to(x.dtype), x)
 
-# %% ../nbs/14_augment.ipynb #037a0e83
+# %% ../nbs/14_augment.ipynb #0f9cba95
 class LightingTfm(MatrixTfm):
     "Changes colours: the product of the matrices of its parts, and one pass over the pixels"
     order = 40
@@ -315,7 +316,7 @@ class LightingTfm(MatrixTfm):
         c = x.shape[1]
         m,b = self.matrix[:,:c,:c],self.matrix[:,:c,c:].to(x.device)
         by = m[:,:1,:1]
-        if (m==by*torch.eye(c)).all(): return x.mul_(by[...,None].to(x.device)).add_(b[...,None])
+        if (m==by*torch.eye(c)).all(): return torch.addcmul(b[...,None], x, by[...,None].to(x.device), out=x)
         return torch.baddbmm(b, m.to(x.device), x.flatten(2)).view_as(x)
 
 # %% ../nbs/14_augment.ipynb #15a95a30
