@@ -26,7 +26,7 @@ from .types import _pick
 from .transform import _item_at
 from .inference import _as_valid,_loader
 
-# %% ../nbs/18_interpret.ipynb #c20fac68
+# %% ../nbs/18_interpret.ipynb #29952e63
 def _grid(n, nrows, ncols, figsize, k=1):
     "`k` axes for each of `n` items"
     nrows = nrows or (-(-n//ncols) if ncols else round(n**.5))
@@ -53,7 +53,7 @@ class Interpretation:
         dl = _loader(learn, ds_idx, dl)
         if isinstance(dl, DataLoader) and dl.split_idx!=1: dl = _as_valid(dl)
         res = cls(learn, dl, *cls._predicted(learn, dl, act))
-        if isinstance(dl, DataLoader) and not any(o is dl for o in learn.dls.loaders): dl.close()
+        if isinstance(dl, DataLoader) and not any(o is dl for o in getattr(learn.dls, 'loaders', ())): dl.close()
         return res
     @staticmethod
     def _predicted(learn, dl, act): return learn.get_preds(dl=dl, with_decoded=True, with_loss=True, act=act)
@@ -106,20 +106,17 @@ class Interpretation:
         idxs = self.top_losses(None, largest)[1]
         self.show_results(idxs[list(k)] if is_listy(k) or isinstance(k, range) else idxs[:k], **kwargs)
 
-# %% ../nbs/18_interpret.ipynb #5d781287
+# %% ../nbs/18_interpret.ipynb #0672cc1a
 class ClassificationInterpretation(Interpretation):
     "An `Interpretation` of decisions for one class"
     @property
     def vocab(self):
         "The classes, by number"
-        ours,theirs = [self._classes(o) for o in (self.learn.dls,self.dl)]
+        told = [getattr(o, 'vocab', getattr(getattr(o, 'ds', None), 'vocab', None)) for o in (self.learn.dls,self.dl)]
+        ours,theirs = [o[-1] if o and is_listy(o[-1]) else o for o in told] # the last of several
         if ours and theirs and list(ours)!=list(theirs): raise ValueError(
             f'The learner has the classes {ours}, and the data {theirs}: make the data with the vocab of the learner.')
         return ours or theirs or L.range(self.preds.shape[1])
-    @staticmethod
-    def _classes(o):
-        res = getattr(o, 'vocab', getattr(getattr(o, 'ds', None), 'vocab', None)) or []
-        return res[-1] if len(res) and is_listy(res[-1]) else res
     names = property(lambda self: [printable(class_names.get(o, o)) for o in self.vocab])
     def confusion_matrix(self)->np.ndarray: # `(c, c)`: a row for each actual class, a column for each predicted one
         "How often an item of one class was taken for another; targets that are no class are left out"
@@ -165,7 +162,7 @@ class ClassificationInterpretation(Interpretation):
         nums('macro avg', ps.mean(0), cm.sum())
         nums('weighted avg', true@ps/n, cm.sum())
     def plot_reliability(self, n_bins:int=10, figsize:tuple=(3.6,3.4)): # Ranges of probability; inches
-        "Draw how often decisions were right, against how sure the model was"
+        "Bars: how often decisions were right; dots: how sure the model was, the larger the more decisions"
         conf,acc,n = to_np(reliability(self.preds, self.targs, n_bins))
         ax = plt.subplots(figsize=figsize)[1]
         ax.bar((np.arange(n_bins)+.5)/n_bins, acc, .94/n_bins)

@@ -439,3 +439,17 @@ def test_plot_reliability():
     ax = plt.gca()
     assert [o.get_height() for o in ax.patches]==[0,0,0,.75] and tuple(ax.figure.get_size_inches())==(3,2)
     assert ax.get_title()=='Calibration error 5.0%' and len(ax.collections[0].get_offsets())==1
+
+def test_of_an_exported_learner(path):
+    from scratchai.export import load_learner
+    learn = by_block(path, model=simple_cnn(3))
+    want,fns = learn.interpret(),get_image_files(path/'valid')
+    learn.path = path
+    again = load_learner(learn.export('m.safetensors'))
+    interp = again.interpret(dl=again.dls.test_dl(fns, with_labels=True))
+    assert torch.equal(interp.losses, want.losses) and (interp.confusion_matrix()==want.confusion_matrix()).all()
+    losses,idxs,items = interp.top_losses(2, items=True)
+    assert items==[fns[i] for i in idxs]
+    interp.plot_top_losses(2)
+    again.show_cam(items)
+    assert len(axes())==2
