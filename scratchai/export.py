@@ -107,16 +107,17 @@ _makers = dict(vocab=lambda o, add_na: CategoryMap(o[add_na:], sort=False, add_n
     tensor=lambda o, dtype: torch.tensor(o, dtype=getattr(torch, dtype)),
     partial=lambda o, on: partial(o, *on[0], **on[1]), made=_model, name=_named_as, create=lambda o: _named_as(o).create, function=_tfm, object=_object)
 
-# %% ../nbs/23_export.ipynb #8f47cffe
+# %% ../nbs/23_export.ipynb #68f04a46
 def restore(
     o, # What `describe` returned
+    models:bool=False, # May it make models?
 ): # What it was called with
     "Make an object from its description; no code is run but that of registered functions and classes"
-    if isinstance(o, list): return [restore(p) for p in o]
+    if isinstance(o, list): return [restore(p, models) for p in o]
     if not isinstance(o, dict): return o
-    args = {k: restore(v) for k,v in o.items()}
+    args = {k: restore(v, models) for k,v in o.items()}
     kind,of = args.pop('kind', None),args.pop('of', None)
-    if kind not in _makers: raise ValueError(f'it holds {str(o)[:60]}, which is no description')
+    if kind not in _makers or kind=='made' and not models: raise ValueError(f'{str(o)[:60]} is no description')
     return _makers[kind](of, **args)
 
 # %% ../nbs/23_export.ipynb #0b1fa374
@@ -189,7 +190,7 @@ def _loss_spec(loss):
         if isinstance(ours, BaseLoss): return describe(ours)
         raise
 
-# %% ../nbs/23_export.ipynb #b8c6491a
+# %% ../nbs/23_export.ipynb #4b9cacf3
 def _shapes(sd): return {k: tuple(v.shape) for k,v in sd.items()}
 
 def _mismatch(model, sd):
@@ -203,7 +204,7 @@ def _mismatch(model, sd):
 def _check_weights(arch, sd):
     "Does a model that is described take the weights `sd`? It is made without memory for its own"
     if len(json.dumps(arch))>10_000: raise ValueError('its architecture has too many arguments')
-    with torch.device('meta'), no_random(None): bad = _mismatch(restore(arch), sd)
+    with torch.device('meta'), no_random(None): bad = _mismatch(restore(arch, models=True), sd)
     if bad: raise ValueError(bad)
 
 # %% ../nbs/23_export.ipynb #12896462
@@ -254,7 +255,7 @@ def read_model(
     if v!=FORMAT or not spec.keys()>={'arch','loss','data'}: raise ValueError(f'{file} is damaged: parts are missing.')
     return spec,sd
 
-# %% ../nbs/23_export.ipynb #bb9323f0
+# %% ../nbs/23_export.ipynb #29beb570
 def restore_model(
     arch, # The description of a model; `None`: there is none
     sd:dict, # Its weights
@@ -264,7 +265,7 @@ def restore_model(
     if model is None and arch is None: raise ValueError('it does not say what makes the model: give `model=`')
     if model is None:
         _check_weights(arch, sd)
-        with no_random(None): model = restore(arch)
+        with no_random(None): model = restore(arch, models=True)
     elif bad := _mismatch(model, sd): raise ValueError(bad)
     kinds = {o.dtype for o in sd.values() if o.is_floating_point()}
     if len(kinds)==1: model.to(kinds.pop())

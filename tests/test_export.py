@@ -283,7 +283,10 @@ def test_describe():
     assert torch.equal(restore(describe(t)), t) and restore(describe(t.long())).dtype==torch.int64
     class Unknown: pass
     with pytest.raises(TypeError, match='is not registered'): describe([Unknown()])
-    with pytest.raises(ValueError, match='no description'): restore({'a':1})
+    made = describe(simple_cnn(3))
+    for o in ({'a':1}, made):
+        with pytest.raises(ValueError, match='is no description'): restore(o)
+    assert restore(made, models=True)(torch.rand(1,3,32,32)).shape==(1,3)
     assert str(NoLabels('f'))=='NoLabels'
 
 def test_describe_dls(learn, fns):
