@@ -9,10 +9,9 @@ __all__ = ['Pipeline', 'Categorize', 'FilteredBase', 'TfmdLists', 'Datasets', 's
            'CategoryMap', 'PILBase', 'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'Transform', 'ItemTransform',
            'DisplayedTransform', 'ToTensor', 'IntToFloatTensor', 'TransformError', 'explode_types']
 
-# %% ../nbs/11_transform.ipynb #e9daf55c
+# %% ../nbs/11_transform.ipynb #10563d48
 from functools import cache,partial
 
-import torch
 from PIL import Image
 from fastcore.all import *
 
@@ -96,8 +95,8 @@ class Pipeline:
     def __iter__(self): return iter(self.fs)
     def __repr__(self): return f"Pipeline: {' -> '.join(map(str, self.fs))}"
 
-# %% ../nbs/11_transform.ipynb #ecc3e78f
-_number = cache(torch.tensor) # to copy a tensor is quicker than to make one
+# %% ../nbs/11_transform.ipynb #d4db33fb
+_number = cache(TensorCategory) # shared: making a tensor would take as long as all else that is done for a label
 
 class Categorize(DisplayedTransform):
     "Labels to numbers of classes, and back"
@@ -115,9 +114,7 @@ class Categorize(DisplayedTransform):
     def encodes(self, o):
         i = self.vocab.o2i.get(o, 0 if self.add_na else None)
         if i is None: raise ValueError(f'The label {o!r} is not among the classes: {coll_repr(self.vocab, 5)}.')
-        res = _number(i).clone()
-        res.__class__ = TensorCategory
-        return res
+        return _number(i)
     def decodes(self, o): return Category(self.vocab[int(o)])
 
 # %% ../nbs/11_transform.ipynb #3f6849bd

@@ -25,7 +25,7 @@ from .doodles import class_names
 from .files import *
 from .files import _listed,_to_rgb
 
-# %% ../nbs/37_types.ipynb #30225754
+# %% ../nbs/37_types.ipynb #db1d7a89
 def _as_class(x, cls, attrs):
     if cls is not Tensor: (x := x.as_subclass(cls)).__dict__.update(attrs)
     return x
@@ -36,8 +36,8 @@ def retain_type(
     typ:type|None=None, # The class wanted; `None`: that of `old`
 ): # `new`, as an instance of that class
     "A plain tensor or Pillow picture in the class of the one it was made from"
-    typ = typ or type(old)
-    if type(new) is Tensor and issubclass(typ, Tensor): return _as_class(new, typ, vars(old) if isinstance(old, Tensor) else {})
+    typ,attrs = typ or type(old),vars(old) if isinstance(old, Tensor) else {}
+    if type(new) is Tensor and issubclass(typ, Tensor): return _as_class(new, typ, attrs)
     fits = type(new) is Image.Image and issubclass(typ, Image.Image) and new.mode==getattr(typ, '_mode', None)
     if fits: new.__class__ = typ
     return new
@@ -128,7 +128,7 @@ class MultiCategory(L):
     "The names of several classes"
     def show(self, ctx=None, **kwargs): return show_title(self, ctx)
 
-# %% ../nbs/37_types.ipynb #281adc5f
+# %% ../nbs/37_types.ipynb #4ddf6fd7
 def _from_array(x, white):
     "A Pillow image from bytes, or from real numbers times `white`"
     if x.ndim==3 and x.shape[0] in (1,3,4) and x.shape[2] not in (1,3,4): x = x.transpose(1,2,0)
@@ -149,7 +149,7 @@ def _opened(src, white=255):
     except UnidentifiedImageError as e: raise UnidentifiedImageError(f'{where} is no picture that can be read.') from e
 
 def _notes(im): # May the file say that the picture is turned?
-    return hasattr(im, 'tag_v2') or im.info.keys() & {'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}
+    return hasattr(im, 'tag_v2') or not {'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}.isdisjoint(im.info)
 
 # %% ../nbs/37_types.ipynb #e1950136
 class PILBase(Image.Image):
@@ -270,7 +270,7 @@ class CategoryMap(L):
     def map_ids(self, ids): return L(self[int(i)] for i in ids)
     def _new(self, items, *args, **kwargs): return L(items)
 
-# %% ../nbs/37_types.ipynb #4d28841f
+# %% ../nbs/37_types.ipynb #bc100db9
 def _kinds(ann):
     "The classes that an annotation names"
     if get_origin(ann) in (Union,UnionType): ann = get_args(ann)
@@ -299,7 +299,8 @@ class _Overloads:
         def far(k): return t.__mro__.index(k) if k in t.__mro__ else len(t.__mro__)-1.5 # an abstract class: far away
         for fs in self.groups:
             hints = [(f,*self.hints(f)) for f in fs[::-1]] # of two for the same class, the last
-            fits = [(min(far(k) for k in ks if issubclass(t, k)),f,typ) for f,ks,typ in hints if issubclass(t, tuple(ks))]
+            fits = [(min(far(k) for k in ks if issubclass(t, k)),f,typ)
+                for f,ks,typ in hints if issubclass(t, tuple(ks))]
             if fits:
                 f,typ = min(fits, key=itemgetter(0))[1:]
                 return self.found.setdefault(t, _leave if f is _same else (f,typ))
@@ -329,7 +330,7 @@ class _TfmMeta(type):
         res._verbs = {k: getattr(res, k) for k in _verbs}
         return res
 
-# %% ../nbs/37_types.ipynb #057723f4
+# %% ../nbs/37_types.ipynb #5c0dd1d3
 def _named(f):
     f = getattr(f, 'func', f)
     own = f'{f.__self__.__name__}.' if isinstance(getattr(f, '__self__', None), type) else ''
@@ -349,7 +350,7 @@ class Transform(metaclass=_TfmMeta):
         order:int|None=None, # Where a pipeline puts it: the smaller, the earlier
     ):
         if inspect.isfunction(enc) and enc.__name__ in _verbs:
-            raise TypeError(f'`{enc.__name__}` is defined in the body of a class, and not given to {type(self).__name__}.')
+            raise TypeError(f'`{enc.__name__}` is defined in a class body, and not given to {type(self).__name__}.')
         if enc is not None:
             self._name,self.random,self.names = _named(enc),getattr(enc, 'random', True),getattr(enc, 'names', False)
             split_idx = ifnone(split_idx, getattr(enc, 'split_idx', None))
@@ -382,14 +383,16 @@ class Transform(metaclass=_TfmMeta):
     encodes = decodes = _same
     def setups(self, items): pass
 
-# %% ../nbs/37_types.ipynb #2c40dd70
+# %% ../nbs/37_types.ipynb #41788a27
 class ItemTransform(Transform):
     "A transform that takes a tuple whole"
     _whole = True
 
 class DisplayedTransform(Transform):
     "A transform that shows its arguments"
-    def __repr__(self): return f'{self.name} -- { {k: v for k,v in vars(self).items() if k in argnames(self.__init__)} }'
+    def __repr__(self):
+        args = {k: v for k,v in vars(self).items() if k in argnames(self.__init__)}
+        return f'{self.name} -- {args}'
 
 for o in (PILBase.create.__func__, parent_label, RegexLabeller, FolderLabeller): o.random,o.names = False,True
 

@@ -121,11 +121,6 @@ def test_categorize():
     assert given.vocab==['b'] and 'vocab' in repr(given)
     with pytest.raises(ValueError, match=r"The label 'z' is not among the classes: \['a', 'b'\]"): c('z')
 
-def test_a_label_belongs_to_its_item():
-    c = Categorize(['a','b'])
-    c('a').add_(1)
-    assert int(c('a'))==0
-
 def test_a_message_names_a_few_of_many_classes():
     with pytest.raises(ValueError, match=r"'z' is not among the classes: \(#1000\) \['0', '1', '10', '100', '101'\.\.\.\]"): Categorize(map(str, range(1000)))('z')
 

@@ -258,7 +258,7 @@ def test_where_encodes_is_defined():
     def encodes(self, o): return o
     class A(Transform): pass
     for make in (Transform, A):
-        with pytest.raises(TypeError, match=f'`encodes` is defined in the body of a class, and not given to {make.__name__}'): make(encodes)
+        with pytest.raises(TypeError, match=f'`encodes` is defined in a class body, and not given to {make.__name__}'): make(encodes)
 
 # items
 def test_items_and_splits():
