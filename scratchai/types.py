@@ -270,7 +270,7 @@ class CategoryMap(L):
     def map_ids(self, ids): return L(self[int(i)] for i in ids)
     def _new(self, items, *args, **kwargs): return L(items)
 
-# %% ../nbs/37_types.ipynb #bc100db9
+# %% ../nbs/37_types.ipynb #f3351cc0
 def _kinds(ann):
     "The classes that an annotation names"
     if get_origin(ann) in (Union,UnionType): ann = get_args(ann)
@@ -297,10 +297,9 @@ class _Overloads:
     def find(self, t):
         "The function for an argument of class `t`, and the class of its result if that is annotated"
         def far(k): return t.__mro__.index(k) if k in t.__mro__ else len(t.__mro__)-1.5 # an abstract class: far away
-        for fs in self.groups:
-            hints = [(f,*self.hints(f)) for f in fs[::-1]] # of two for the same class, the last
-            fits = [(min(far(k) for k in ks if issubclass(t, k)),f,typ)
-                for f,ks,typ in hints if issubclass(t, tuple(ks))]
+        for fs in self.groups: # of two functions for the same class, the last
+            hints = [(f,ks,typ) for f in fs[::-1] for ks,typ in [self.hints(f)] if issubclass(t, tuple(ks))]
+            fits = [(min(far(k) for k in ks if issubclass(t, k)),f,typ) for f,ks,typ in hints]
             if fits:
                 f,typ = min(fits, key=itemgetter(0))[1:]
                 return self.found.setdefault(t, _leave if f is _same else (f,typ))
