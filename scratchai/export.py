@@ -43,11 +43,11 @@ class NoLabels(Transform):
     def encodes(self, o): raise ValueError(f'The model was exported without its function `{self.what}`, so there are '
         'no labels: `register` the function before `export`, or use items without labels.')
 
-# %% ../nbs/23_export.ipynb #43cda4d1
+# %% ../nbs/23_export.ipynb #624da8ad
 _classes = [o for o in globals().values() if isinstance(o, type)
     and issubclass(o, (Transform,BaseLoss,PILBase,TensorBase,Normalize))]
-_functions = cross_entropy,mse,_focal,_smooth,F.mse_loss,F.l1_loss,F.binary_cross_entropy_with_logits,parent_label,open_image
-registry.update({o.__name__:o for o in (Tensor,*_classes,*_functions)})
+_functions = cross_entropy,mse,_focal,_smooth,F.mse_loss,F.l1_loss,F.binary_cross_entropy_with_logits
+registry.update({o.__name__:o for o in (Tensor,parent_label,open_image,*_classes,*_functions)})
 
 # %% ../nbs/23_export.ipynb #41ed4309
 def _registered(o):
@@ -100,12 +100,12 @@ def _object(name, kw):
     vars(res).update(kw)
     return res
 
-# %% ../nbs/23_export.ipynb #36ee40ec
+# %% ../nbs/23_export.ipynb #856e0fe9
 def _tfm(f, whole, **kwargs): return (ItemTransform if whole else Transform)(f, **kwargs)
 
 _makers = dict(vocab=lambda o, add_na: CategoryMap(o[add_na:], sort=False, add_na=add_na), tuple=tuple, L=L, dict=dict,
-    tensor=lambda o, dtype: torch.tensor(o, dtype=getattr(torch, dtype)),
-    partial=lambda o, on: partial(o, *on[0], **on[1]), made=_model, name=_named_as, create=lambda o: _named_as(o).create, function=_tfm, object=_object)
+    tensor=lambda o, dtype: torch.tensor(o, dtype=getattr(torch, dtype)), create=lambda o: _named_as(o).create,
+    partial=lambda o, on: partial(o, *on[0], **on[1]), name=_named_as, made=_model, function=_tfm, object=_object)
 
 # %% ../nbs/23_export.ipynb #68f04a46
 def restore(
@@ -120,20 +120,20 @@ def restore(
     if kind not in _makers or kind=='made' and not models: raise ValueError(f'{str(o)[:60]} is no description')
     return _makers[kind](of, **args)
 
-# %% ../nbs/23_export.ipynb #0b1fa374
+# %% ../nbs/23_export.ipynb #36e32d3c
 def _source(f):
     "The function that a transform was made of, or `None`"
     return f.encodes.groups[0][0] if type(f) in (Transform,ItemTransform) else None
 
-def _opened(f):
+def _opens(f):
     "The class of picture that the transform `f` opens, or `None`"
     own = getattr(_source(f), '__self__', None)
     return own if isinstance(own, type) and issubclass(own, PILBase) else None
 
-# %% ../nbs/23_export.ipynb #1f1ca082
+# %% ../nbs/23_export.ipynb #d40ed0f7
 def _inputs(tl):
     "The transforms of an input, from the one that opens pictures"
-    return describe(list(tl.tfms)[first(tl.tfms.fs.argwhere(_opened)) or 0:])
+    return describe(list(tl.tfms)[first(tl.tfms.fs.argwhere(_opens)) or 0:])
 
 def _target(f):
     "The transform `f` of a target; of a function that is not registered, the name"
@@ -144,7 +144,7 @@ def _target(f):
         if _source(f) is None: raise
         return describe(NoLabels(f.name))
 
-# %% ../nbs/23_export.ipynb #edb2ba1c
+# %% ../nbs/23_export.ipynb #94e6e1ed
 def describe_dls(
     dls:DataLoaders,
 )->dict|None: # `None`: the loaders are not of a kind that can be described
@@ -157,18 +157,19 @@ def describe_dls(
     if not isinstance(ds := getattr(dl, 'ds', None), Dataset): return None
     opened = partial(open_image, size=ds.size, method=ds.method)
     batch = [IntToFloatTensor() if isinstance(o, ToFloat) else o for o in dl.after_batch]
-    ins,outs = [Transform(opened), Transform(PILImage.create)],[Transform(parent_label), Categorize(ds.vocab, sort=False)]
+    ins = [Transform(opened), Transform(PILImage.create)]
+    outs = [Transform(parent_label), Categorize(ds.vocab, sort=False)]
     return dict(bs=dl.bs, inputs=[describe(ins)], targets=[describe(outs)], types=describe([TensorCategory]),
         item=describe([ToTensor()]), batch=describe(batch))
 
-# %% ../nbs/23_export.ipynb #262f3c6c
+# %% ../nbs/23_export.ipynb #aa9d0c93
 def restore_dls(
     spec:dict, # From `describe_dls`
     path='.', device=None, # As in `DataLoaders`
 )->DataLoaders: # Without items; there is `test_dl`
     "Loaders like those that were described"
     def part(fs):
-        cls = fs and _opened(fs[0])
+        cls = fs and _opens(fs[0])
         return TfmdLists([], fs, do_setup=False, types=[Path,cls] if cls else [object])
     ins,outs = [[part(restore(o)) for o in spec[k]] for k in ('inputs','targets')]
     ds = Datasets(tls=ins+outs, n_inp=len(ins))
@@ -222,13 +223,13 @@ def export(self:Learner,
         by=dict(python=platform.python_version(), torch=str(torch.__version__), scratchai=__version__))
     return write_whole(self.path/fname, partial(save_file, sd, metadata=dict(scratchai=json.dumps(spec))))
 
-# %% ../nbs/23_export.ipynb #d49b1986
+# %% ../nbs/23_export.ipynb #08360ae8
 def _begins(file):
     "Raise the sentence for a file that cannot be one of `export`, from its first bytes"
     with open(file, 'rb') as f: start = f.read(9)
     n,size = int.from_bytes(start[:8], 'little'),Path(file).stat().st_size
     if start[8:]!=b'{' and start[:1] in (b'P',b'\x80'): raise ValueError(f'{file} is a pickle, as fastai and '
-        '`torch.save` write them, which can run any code. Export the model with scratchai; weights are for `learn.load`.')
+        '`torch.save` write them, which can run any code. Export it with scratchai; weights are for `learn.load`.')
     if start[8:]!=b'{': raise ValueError(f'{file} is no file of `learn.export`: it does not begin as one.')
     if n+8>size: raise ValueError(f'{file} is cut short: its header should have {n} bytes, and the file has {size}.')
     if n>2**24: raise ValueError(f'{file} is no file of `learn.export`: its header has {n} bytes.')
@@ -238,7 +239,7 @@ def _once(pairs):
     if len(res := dict(pairs))<len(pairs): raise ValueError('it has a name twice')
     return res
 
-# %% ../nbs/23_export.ipynb #c8e84581
+# %% ../nbs/23_export.ipynb #10979b53
 def read_model(
     file, # That `export` has written
 )->tuple: # The manifest, and the tensors by name
@@ -250,8 +251,8 @@ def read_model(
     except (SafetensorError,ValueError,RecursionError) as e: raise ValueError(f'{file} is damaged: {e}.') from None
     if not isinstance(spec, dict): raise ValueError(f'{file} has weights only: they are for `learn.load`.')
     v = spec.get('format')
-    if isinstance(v, int) and v>FORMAT: raise ValueError(f'{file} has the format {v}, and scratchai {__version__} reads '
-        f'{FORMAT}: update scratchai.')
+    if isinstance(v, int) and v>FORMAT: raise ValueError(f'{file} has the format {v}, and scratchai {__version__} '
+        f'reads {FORMAT}: update scratchai.')
     if v!=FORMAT or not spec.keys()>={'arch','loss','data'}: raise ValueError(f'{file} is damaged: parts are missing.')
     return spec,sd
 

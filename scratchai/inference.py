@@ -24,7 +24,7 @@ from .recorder import *
 from .learner import _start
 from .recorder import _replaced
 
-# %% ../nbs/17_inference.ipynb #b0374d00
+# %% ../nbs/17_inference.ipynb #30120ecf
 def _as_valid(dl):
     "A loader of the items of `dl`, all and in order, transformed as those for validation are"
     ds = getattr(dl, 'dataset', None)
@@ -37,7 +37,7 @@ def _as_valid(dl):
 def _loader(learn, ds_idx, dl):
     "The loader `dl`, or the set number `ds_idx` as for validation"
     if dl is None: dl = getattr(learn.dls, ('train','valid')[ds_idx]) if ds_idx in (0,1) else learn.dls[ds_idx]
-    elif not hasattr(dl, '__len__'): raise TypeError(f'`dl` is a {type(dl).__name__}, without a length: make it a list.')
+    elif not hasattr(dl, '__len__'): raise TypeError(f'`dl` is a {type(dl).__name__}, without a length: make a list.')
     else: return dl
     return _as_valid(dl) if isinstance(dl, DataLoader) and dl.split_idx!=1 else dl
 
