@@ -7,10 +7,8 @@ __all__ = ['weight_urls', 'model_meta', 'cnn_learner', 'has_pool_type', 'cut_mod
            'adapt_first_layer', 'fetch_weights', 'load_weights', 'create_body', 'params', 'default_split',
            'create_vision_model', 'vision_learner']
 
-# %% ../nbs/16_transfer.ipynb #e029a871
-import hashlib,pickle,re
-from inspect import signature
-import torch
+# %% ../nbs/16_transfer.ipynb #0fbb5063
+import hashlib,inspect,pickle,re,torch
 from fastcore.all import *
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,31 +22,28 @@ from .schedule import *
 from .transform import *
 from .resnet import *
 
-# %% ../nbs/16_transfer.ipynb #a50ef79d
+# %% ../nbs/16_transfer.ipynb #0d007af7
 def has_pool_type(m)->bool: # Ours, or of `torch.nn`
     "Is `m` a pooling layer, or is one in it?"
     return any(re.search(r'Pool([123]d)?$', type(o).__name__) for o in m.modules())
 
 def cut_model(
     model, # Ours, or a `torch.nn.Module`
-    cut=None, # How many children stay, negative: how many go; or a function of `model`. `None`: those before the last pooling
+    cut=None, # How many children stay (negative: go), or a function of `model`; `None`: those before the last pooling
 )->Module: # The body
     "The first part of a network"
     if callable(cut): return cut(model)
     layers = list(model.children())
-    pools = [i for i,o in enumerate(layers) if has_pool_type(o)]
-    if cut is None and not pools: raise ValueError(f'{type(model).__name__} has no pooling layer: say where to `cut`.')
-    body = layers[:pools[-1] if cut is None else cut]
-    if not body: raise ValueError(f'`cut={cut}` leaves none of the {len(layers)} children of {type(model).__name__}.')
-    return Sequential(*body)
+    if cut is None: cut = max((i for i,o in enumerate(layers) if has_pool_type(o)), default=0)
+    if layers[:cut]: return Sequential(*layers[:cut])
+    raise ValueError(f'Nothing is left of the {len(layers)} children of {type(model).__name__}: say where to `cut`.')
 
-# %% ../nbs/16_transfer.ipynb #bd4c1386
+# %% ../nbs/16_transfer.ipynb #759ebd12
 class LinBnDrop(Sequential):
     "BatchNorm, dropout and a linear layer, or with `lin_first` that and then the two"
     def __init__(self,
         n_in:int, n_out:int, # Inputs and outputs
-        bn:bool=True, p:float=0., # With BatchNorm? Probability of the dropout, none if 0
-        act=None, # A layer after the linear one
+        bn:bool=True, p:float=0., act=None, # With BatchNorm? Dropout's probability; a layer after the linear one
         lin_first:bool=False, # The linear layer before the others?
     ):
         norm = [BatchNorm(n_out if lin_first else n_in, ndim=1)]*bn + [Dropout(p)]*(p!=0)
@@ -60,16 +55,13 @@ class SigmoidRange(Module):
     def __init__(self, low:float, high:float): store_attr()
     def forward(self, x): return x.sigmoid()*(self.high-self.low) + self.low # Any shape
 
-# %% ../nbs/16_transfer.ipynb #04e36c70
+# %% ../nbs/16_transfer.ipynb #5168e013
 def create_head(
-    nf:int, # Channels that the body puts out
-    n_out:int, # Outputs
+    nf:int, n_out:int, # Channels that the body puts out; outputs
     lin_ftrs:list|None=None, # Widths of the layers between; `None`: one of 512
     ps=0.5, # Dropout: one probability a layer, or that of the last, of which the others have half
-    pool:bool=True, # Pool and flatten first? Else the input is `(bs, nf)`
-    concat_pool:bool=True, # Maximum and mean, or the mean only?
-    first_bn:bool=True, bn_final:bool=False, # BatchNorm at the start? At the end?
-    lin_first:bool=False, # In each block, the linear layer first?
+    pool:bool=True, concat_pool:bool=True, # Pool and flatten first? By maximum and mean, or by the mean only?
+    first_bn:bool=True, bn_final:bool=False, lin_first:bool=False, # BatchNorm first, and last? Linear layers first?
     y_range:tuple|None=None, # Lowest and highest output, for regression
 )->Sequential: # From `(bs, nf, h, w)` to `(bs, n_out)`
     "Pooling, and blocks of BatchNorm, dropout and a linear layer"
@@ -80,20 +72,17 @@ def create_head(
     layers = [AdaptiveConcatPool2d() if concat_pool else AdaptivePool(), Flatten()] if pool else []
     if lin_first: layers.append(Dropout(ps.pop(0)))
     acts = [ReLU(inplace=True) for _ in range(n-1)] + [None]
-    for ni,nf,bn,p,act in zip(sizes, sizes[1:], [first_bn]+[True]*n, ps, acts):
-        layers += LinBnDrop(ni, nf, bn, p, act, lin_first)
-    if lin_first: layers.append(Linear(sizes[-2], n_out))
-    if bn_final: layers.append(BatchNorm(n_out, momentum=0.01))
-    return Sequential(*layers, *([SigmoidRange(*y_range)] if y_range is not None else []))
+    for o in zip(sizes, sizes[1:], [first_bn]+[True]*n, ps, acts): layers += LinBnDrop(*o, lin_first)
+    layers += [Linear(sizes[-2], n_out)]*lin_first + [BatchNorm(n_out, momentum=0.01)]*bn_final
+    return Sequential(*layers, *([SigmoidRange(*y_range)] if y_range else []))
 
-# %% ../nbs/16_transfer.ipynb #7b4ce6bd
+# %% ../nbs/16_transfer.ipynb #c87bdb7d
 def adapt_first_layer(
-    model, # Ours, or a `torch.nn.Module`, changed in place
-    n_in:int, # Channels that the pictures have
+    model, n_in:int, # Ours, or a `torch.nn.Module`, changed in place; channels that the pictures have
     pretrained:bool=True, # Use the weights there? `False`: begin with new ones
 ):
     "Let the first convolution take `n_in` channels in place of 3"
-    if in_channels(model)==n_in: return
+    if n_in==3 or in_channels(model)==n_in: return
     conv = first(model.modules(), lambda o: getattr(getattr(o, 'weight', None), 'ndim', 0)==4)
     w = conv.weight.detach()
     if w.shape[1]!=3: raise ValueError(f'The first convolution takes {w.shape[1]} channels; only one of 3 is adapted.')
@@ -102,7 +91,7 @@ def adapt_first_layer(
     conv.weight = type(conv.weight)(new if pretrained else kaiming_normal_(torch.empty_like(new)))
     setattr(conv, 'ni' if isinstance(conv, Conv2d) else 'in_channels', n_in)
 
-# %% ../nbs/16_transfer.ipynb #97c6b376
+# %% ../nbs/16_transfer.ipynb #b63bec38
 weight_urls = {o[:-9]: f'https://download.pytorch.org/models/{o}.pth' for o in
     'resnet18-f37072fd resnet34-b627a593 resnet50-11ad3fa6 resnet101-cd907fc2 resnet152-f82ba261'.split()}
 
@@ -114,12 +103,12 @@ def fetch_weights(name:str)->Path: # One of `weight_urls`; the file
     if new := not file.exists():
         try: download_url(url, file)
         except OSError as e: raise ConnectionError(f'{e} Or put it at {file} yourself.') from None
-    found,want = hashlib.sha256(file.read_bytes()).hexdigest()[:8],file.stem[-8:]
-    if found==want: return file
+    found = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    if found==file.stem[-8:]: return file
     if new: file.unlink()
-    raise ValueError(f'{file} is damaged: its SHA-256 begins with {found}, not with {want}. Remove it, and try again.')
+    raise ValueError(f'{file} is damaged: its SHA-256 begins with {found}, not as its name ends. Remove it, try again.')
 
-# %% ../nbs/16_transfer.ipynb #16550e15
+# %% ../nbs/16_transfer.ipynb #9558809b
 def load_weights(file)->dict: # A `.safetensors` file, or one that `torch.save` wrote; tensors by name, on the CPU
     "The weights in a file, in which no code is run"
     try: sd = load_file(file) if Path(file).suffix=='.safetensors' else torch.load(file, 'cpu', weights_only=True)
@@ -130,9 +119,9 @@ def load_weights(file)->dict: # A `.safetensors` file, or one that `torch.save` 
         sd.setdefault(k.replace('running_mean', 'num_batches_tracked'), torch.tensor(0))
     return sd
 
-for k in weight_urls: pretrained_weights[k] = compose(partial(fetch_weights, k), load_weights)
+for k in weight_urls: pretrained_weights[k] = lambda k=k: load_weights(fetch_weights(k))
 
-# %% ../nbs/16_transfer.ipynb #df1e51af
+# %% ../nbs/16_transfer.ipynb #02bbf5df
 def _make(arch, pretrained):
     "A network, with its published weights if `pretrained` is `True`"
     if isinstance(arch, str): raise TypeError(f'`arch` is a function like `resnet34`, or a network, not the text '
@@ -140,23 +129,22 @@ def _make(arch, pretrained):
     if hasattr(arch, 'parameters') and not isinstance(arch, type): return arch
     if pretrained is not True: return arch()
     kw = {'weights':'DEFAULT', 'pretrained':True}
-    if k := first(k for k in kw if k in signature(arch).parameters): return arch(**{k:kw[k]})
-    raise ValueError(f'{arch} makes networks without pretrained weights. There are some for '
-        f'{", ".join(pretrained_weights)}; for others, `pretrained` is a file of weights, or `False`.')
+    if k := first(k for k in kw if k in inspect.signature(arch).parameters): return arch(**{k:kw[k]})
+    name = getattr(arch, '__name__', arch)
+    raise ValueError(f'{name} has no pretrained weights, only {", ".join(pretrained_weights)}: give a file of weights.')
 
 def _load_body(model, body, file):
-    "Load what `file` has for `body`, a part of `model`, by its names in `model`, or in what `create_vision_model` makes"
+    "Load the weights of `body`, a part of `model`, by their names there, or in what `create_vision_model` makes"
     sd,mine = load_weights(file),{v.data_ptr(): k for k,v in body.state_dict().items()}
     own = {k:v for k,v in model.state_dict().items() if v.data_ptr() in mine}
-    if not own.keys() & sd: own = {f'0.{mine[v.data_ptr()]}':v for v in own.values()}
+    if (other := {f'0.{mine[v.data_ptr()]}':v for v in own.values()}).keys()<=sd.keys(): own = other
     bad = [k for k,v in own.items() if k not in sd or sd[k].shape!=v.shape]
     if bad: raise ValueError(f'{file} does not fit {type(model).__name__}: {len(bad)} of {len(own)} tensors, such as '
         f'{bad[0]}, are not there, or of another shape.')
     for k,v in own.items(): v.copy_(sd[k])
 
 def create_body(
-    model, # A network, or a function that makes one
-    n_in:int=3, # Channels that the pictures have
+    model, n_in:int=3, # A network, or a function that makes one; channels that the pictures have
     pretrained=True, # `True`: published weights, or those of the network as it is; or a file of weights
     cut=None, # As in `cut_model`
 )->Module: # From `(bs, n_in, h, w)` to `(bs, nf, h', w')`
@@ -175,18 +163,18 @@ def _split_at(n, m): return L(m[0][:n], m[0][n:], m[1:]).map(params)
 model_meta = {f: dict(cut=-4, split=partial(_split_at, 3), stats=imagenet_stats) if k[0]=='x' else
     dict(cut=-2, split=partial(_split_at, 6), stats=imagenet_stats) for k,f in vars(models).items()}
 
-# %% ../nbs/16_transfer.ipynb #a2b58461
+# %% ../nbs/16_transfer.ipynb #7cb25f15
+@register
 @delegates(create_head)
 def create_vision_model(
-    arch, # A function like `resnet34`, or a network
-    n_out:int, # Outputs
+    arch, n_out:int, # A function like `resnet34`, or a network; outputs
     pretrained=True, cut=None, n_in:int=3, # As in `create_body`; without `cut`, `model_meta` is asked first
     init=kaiming_normal_, # Fills the weights of the head; `None`: as made
     custom_head=None, # Another head, in place of `create_head`'s
     **kwargs
 )->Sequential: # Body and head
     "A pretrained body, and a new head"
-    if custom_head is not None and kwargs: raise TypeError(f'`{first(kwargs)}` is for `create_head`, not for a `custom_head`.')
+    if custom_head is not None and kwargs: raise TypeError(f'`{first(kwargs)}` has no effect on a `custom_head`.')
     body = create_body(arch, n_in, pretrained, ifnone(cut, model_meta.get(arch, {}).get('cut')))
     head = custom_head or create_head(num_features_model(Sequential(body)), n_out, **kwargs)
     for o in head.modules() if init else ():
@@ -194,35 +182,30 @@ def create_vision_model(
         if getattr(o, 'bias', None) is not None and 'Norm' not in type(o).__name__: o.bias.data.zero_()
     return Sequential(body, head)
 
-# %% ../nbs/16_transfer.ipynb #038b352f
+# %% ../nbs/16_transfer.ipynb #ebb088d5
 def _add_norm(dls, stats):
     "Normalise batches of all loaders with `stats`, if none is normalised"
-    loaders = [o for o in getattr(dls, 'loaders', ()) if hasattr(o, 'after_batch')]
+    loaders = L(getattr(dls, 'loaders', ())).filter(lambda o: hasattr(o, 'after_batch'))
     if any(isinstance(f, Normalize) for o in loaders for f in o.after_batch): return
     norm = Normalize.from_stats(*stats)
-    for o in loaders:
-        if norm in list(o.after_batch): continue # loaders may share a pipeline
-        if isinstance(o.after_batch, Pipeline): o.after_batch.add(norm)
-        else: o.after_batch = L(o.after_batch)+[norm]
+    for o in loaders: o.after_batch = (Pipeline if isinstance(o.after_batch, Pipeline) else L)([*o.after_batch, norm])
 
 @delegates(create_vision_model)
 def vision_learner(
-    dls, # Pictures, and what to predict
-    arch, # A function like `resnet34`, or a network
+    dls, arch, # Pictures, and what to predict; a function like `resnet34`, or a network
     normalize:bool=True, # If pretrained, normalise batches as the weights expect, unless they are normalised already?
     n_out:int|None=None, # Outputs; `None`: as many as `dls` has classes
     pretrained=True, # Begin with published weights, or those in a file, and train the head only, until `unfreeze`?
-    loss_func=None, opt_func=Adam, lr=0.001, # As in `Learner`
-    splitter=None, # As in `Learner`; `None`: as `model_meta` says, or else `default_split`
-    cbs=None, metrics=None, path=None, model_dir='models', # As in `Learner`
-    wd=None, wd_bn_bias=False, train_bn=True, moms=(0.95,0.85,0.95), # As in `Learner`
+    loss_func=None, opt_func=Adam, lr=0.001, splitter=None, # As in `Learner`; without `splitter`, as `model_meta` says
+    cbs=None, metrics=None, path=None, model_dir='models', wd=None, wd_bn_bias=False, train_bn=True,
+    moms=(0.95,0.85,0.95), # These as in `Learner` too
     **kwargs
 )->Learner:
     "A learner whose model has a pretrained body and a new head"
     n_out,meta = n_out or getattr(dls, 'c', None),model_meta.get(arch, dict(split=default_split))
     if not n_out: raise ValueError('The data does not say how many outputs there are: give `n_out`.')
     model = create_vision_model(arch, n_out, pretrained, **kwargs)
-    if normalize and pretrained and 'stats' in meta and in_channels(model)==len(meta['stats'][0]): _add_norm(dls, meta['stats'])
+    if normalize and pretrained and in_channels(model)==len(meta.get('stats', '  ')[0]): _add_norm(dls, meta['stats'])
     learn = Learner(dls, model, loss_func, opt_func, lr, ifnone(splitter, meta['split']), cbs, metrics, path, model_dir,
         wd, wd_bn_bias, train_bn, moms)
     if pretrained: learn.freeze()
@@ -230,20 +213,17 @@ def vision_learner(
 
 cnn_learner = vision_learner # its name until fastai 2.5
 
-# %% ../nbs/16_transfer.ipynb #9efb2a22
+# %% ../nbs/16_transfer.ipynb #6c07c237
 @patch
 @delegates(Learner.fit_one_cycle)
 def fine_tune(self:Learner,
-    epochs:int, # With all groups
-    base_lr:float=2e-3, # Of the last group while the others are frozen; then half of it
-    freeze_epochs:int=1, # Before, with the last group only
-    lr_mult:float=100, # The last group's rate is so many times the first's
+    epochs:int, base_lr:float=2e-3, # With all groups; the last group's rate before these, of which it then has half
+    freeze_epochs:int=1, lr_mult:float=100, # Before, with the last group only; its rate by the first's
     pct_start:float=0.3, div:float=5.0, # As in `fit_one_cycle`, for the epochs with all groups
     **kwargs
 ):
     "Train the head, then everything, the first layers at the lowest rate"
     self.freeze()
     self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
-    base_lr /= 2
     self.unfreeze()
-    self.fit_one_cycle(epochs, slice(base_lr/lr_mult, base_lr), pct_start=pct_start, div=div, **kwargs)
+    self.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, **kwargs)
