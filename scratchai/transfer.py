@@ -122,7 +122,7 @@ def load_weights(file)->dict: # A `.safetensors` file, or one that `torch.save` 
 for k in weight_urls: pretrained_weights[k] = lambda k=k: load_weights(fetch_weights(k))
 
 # %% ../nbs/16_transfer.ipynb #02bbf5df
-def _make(arch, pretrained):
+def _network(arch, pretrained):
     "A network, with its published weights if `pretrained` is `True`"
     if isinstance(arch, str): raise TypeError(f'`arch` is a function like `resnet34`, or a network, not the text '
         f'{arch!r}. A network of timm is `timm.create_model({arch!r}, pretrained=True)`.')
@@ -149,7 +149,7 @@ def create_body(
     cut=None, # As in `cut_model`
 )->Module: # From `(bs, n_in, h, w)` to `(bs, nf, h', w')`
     "What a network does before it pools for the last time"
-    net = _make(model, pretrained)
+    net = _network(model, pretrained)
     body = cut_model(net, cut)
     if isinstance(pretrained, (str,Path)): _load_body(net, body, pretrained)
     adapt_first_layer(body, n_in, bool(pretrained))
