@@ -74,7 +74,9 @@ def describe(
     if isinstance(o, dict): return dict(kind='dict', of=[[describe(k),describe(v)] for k,v in o.items()])
     if isinstance(o, Tensor): return dict(kind='tensor', of=o.tolist(), dtype=str(o.dtype)[6:])
     if isinstance(o, partial): return dict(kind='partial', of=describe(o.func), on=describe((o.args, o.keywords)))
-    if hasattr(o, '__made__'): return dict(kind='made', of=o.__made__[0], kw=describe(o.__made__[1]))
+    if hasattr(o, '__made__'):
+        name,kw = o.__made__
+        return dict(kind='made', of=name, kw=describe({k: v for k,v in kw.items() if k not in ('pretrained','weights')}))
     if name := _registered(o): return dict(kind='name', of=name)
     own = getattr(o, '__self__', None)
     if getattr(o, '__name__', '')=='create' and _registered(own): return dict(kind='create', of=own.__name__)
@@ -215,9 +217,10 @@ def export(self:Learner,
 )->Path: # The file
     "Write the model, its weights, transforms and classes to one safetensors file, in which there is no code"
     sd = {k: v.detach().cpu().contiguous().clone() for k,v in self.model.state_dict().items()}
-    arch = describe(self.model) if hasattr(self.model, '__made__') else None
-    kind = type(self.model).__name__
-    if arch is None: print(f'This {kind} was made by no registered function, so `load_learner` will need `model=`.')
+    arch,kind,why = None,type(self.model).__name__,'it was made by no registered function'
+    try: arch = describe(self.model) if hasattr(self.model, '__made__') else None
+    except TypeError as e: why = str(e).split(',')[0]
+    if arch is None: print(f'`load_learner` will need `model=` for this {kind}: {why}.')
     else: _check_weights(arch, sd)
     spec = dict(format=FORMAT, arch=arch, loss=_loss_spec(self.loss_func), data=describe_dls(self.dls),
         by=dict(python=platform.python_version(), torch=str(torch.__version__), scratchai=__version__))
