@@ -14,7 +14,6 @@ from scratchai.splitters import *
 from scratchai.types import *
 from scratchai.transform import *
 from scratchai.transform import test_set as _ # a function of the library, and no test
-del test_set
 
 plain = lambda x: x.as_subclass(torch.Tensor)
 two = (ImageBlock, CategoryBlock)
