@@ -47,7 +47,7 @@ def _project(mat, p): # Where `mat` takes points `(bs, n, 2)`
     res = p@mat[:,:,:2].mT + mat[:,None,:,2]
     return res[...,:2]/res[...,2:]
 
-# %% ../nbs/14_augment.ipynb #1bb62757
+# %% ../nbs/14_augment.ipynb #584d649d
 @patch
 def affine_coord(x:TensorImage,
     mat:Tensor=None, # `(bs, 2, 3)` or `(bs, 3, 3)`, from places in the result to places in `x`; `None`: the same
@@ -69,7 +69,8 @@ def affine_coord(x:TensorImage,
     if mode=='bilinear' and by>1: # it looks at four pixels: for items that have many more for each of the result, means
         p = _project(mat, tensor([[-1.,-1],[1,-1],[-1,1],[1,1]]).to(mat.device).expand(len(x), 4, 2))
         i = (2/(p.amax((1,2))-p.amin((1,2))) < by).nonzero()[:,0]
-        if len(i): res[i] = look(F.interpolate(src[i], scale_factor=1/by, mode='area', recompute_scale_factor=True), mat[i])
+        small = partial(F.interpolate, scale_factor=1/by, mode='area', recompute_scale_factor=True)
+        if len(i): res[i] = look(small(src[i]), mat[i])
     return retain_type(res.to(x.dtype) if x.is_floating_point() else res, x)
 
 # %% ../nbs/14_augment.ipynb #cafa82c5
@@ -120,7 +121,7 @@ class RandTransform(DisplayedTransform):
         self.before_call(b, split_idx)
         return super().__call__(b, split_idx, **kwargs) if self.do else b
 
-# %% ../nbs/14_augment.ipynb #5bd18b75
+# %% ../nbs/14_augment.ipynb #634e56e2
 def _first(b, kind):
     "The first part of a batch that is a `kind`, or `None`"
     if not isinstance(b, tuple): return b if isinstance(b, kind) else None
@@ -133,7 +134,7 @@ class MatrixTfm(RandTransform):
     @classmethod
     def joined(cls, tfms): return cls(L(tfms).map(lambda o: o.all_parts()).concat()) # One transform for several
     def values(self, x, rng, lo, hi, p=1., draw=None, neutral=0., ratio=False):
-        "A number for each item of `x`: drawn from `lo` to `hi`, or as `draw` says; but `neutral` with probability `1-p`"
+        "A number for each item of `x`: from `lo` to `hi`, or as `draw` says; with probability `1-p`, `neutral`"
         v,do = (rng.ratio if ratio else rng.uniform)(lo, hi, self.batch),rng.uniform(same=self.batch)<p
         if callable(draw): draw = draw(x)
         if draw is not None:
@@ -293,7 +294,7 @@ def lighting(x:TensorImage, func)->TensorImage: # From logits to logits
     "Change the logits of pictures with values from 0 to 1"
     return retain_type(func(torch.logit(x.as_subclass(Tensor).float(), 1e-7)).sigmoid_().to(x.dtype), x)
 
-# %% ../nbs/14_augment.ipynb #0f9cba95
+# %% ../nbs/14_augment.ipynb #580c733b
 class LightingTfm(MatrixTfm):
     "Changes colours: the product of the matrices of its parts, and one pass over the pixels"
     order = 40
@@ -307,17 +308,18 @@ class LightingTfm(MatrixTfm):
         if not x.is_floating_point():
             raise TypeError(f'{self.name} takes numbers from 0 to 1, not {x.dtype}: `IntToFloatTensor` makes them.')
         rng,parts = self.draws(len(x)),self.all_parts()
-        self.fs,ms = [L(getattr(p, k)(x, rng) for p in parts).filter(lambda o: o is not None) for k in ('recolour','mat')]
+        def all_of(k): return L(getattr(p, k)(x, rng) for p in parts).filter(lambda o: o is not None)
+        self.fs,ms = all_of('recolour'),all_of('mat')
         self.matrix = reduce(lambda a,b: b@a, ms) if ms else None
     def encodes(self, x:TensorImage):
         for f in self.fs: x = retain_type(f(x.as_subclass(Tensor)), x)
         return x if self.matrix is None else x.lighting(self._mixed)
     def _mixed(self, x):
         c = x.shape[1]
-        m,b = self.matrix[:,:c,:c],self.matrix[:,:c,c:].to(x.device)
-        by = m[:,:1,:1]
-        if (m==by*torch.eye(c)).all(): return torch.addcmul(b[...,None], x, by[...,None].to(x.device), out=x)
-        return torch.baddbmm(b, m.to(x.device), x.flatten(2)).view_as(x)
+        same = (self.matrix[:,:c,:c]==self.matrix[:,:1,:1]*torch.eye(c)).all() # for all channels?
+        m = self.matrix.to(x.device, non_blocking=True)
+        if same: return torch.addcmul(m[:,:c,c:,None], x, m[:,:1,:1,None], out=x)
+        return torch.baddbmm(m[:,:c,c:], m[:,:c,:c], x.flatten(2)).view_as(x)
 
 # %% ../nbs/14_augment.ipynb #15a95a30
 def _light(x, by=1., plus=0.):

@@ -54,18 +54,17 @@ class LossCallback(Callback):
     def after_train(self): self._plain()
     def cleanup_fit(self): self._plain()
 
-# %% ../nbs/26_mixup.ipynb #856e3f06
+# %% ../nbs/26_mixup.ipynb #d238f5bb
 class LabelSmoothing(LossCallback):
-    "Take a share of each target from its class, for all classes ([Szegedy et al., 2016](https://arxiv.org/abs/1512.00567))"
+    "A share of each target is for all classes ([Szegedy et al., 2016](https://arxiv.org/abs/1512.00567))"
     order = 1 # inside of what mixes
     def __init__(self, eps:float=0.1): self.eps = eps # The share
     def train_loss(self, loss, pred, *yb):
         if yb[0].is_floating_point(): return loss(pred, *[y*(1-self.eps)+self.eps/2 for y in yb])
         try: return _with(loss, label_smoothing=self.eps)(pred, *yb)
-        except TypeError as e: raise TypeError(f'`LabelSmoothing` needs a loss with `label_smoothing`, as `cross_entropy`; '
-            f'{loss} says: {e}') from e
+        except TypeError as e: raise TypeError(f'`LabelSmoothing` needs a loss with `label_smoothing`: {e}') from e
 
-# %% ../nbs/26_mixup.ipynb #f7d94cc2
+# %% ../nbs/26_mixup.ipynb #187b9fa2
 class MixHandler(LossCallback):
     "Mixes each item with another: `mix(xb, other)` of a subclass returns the inputs and the share of the first, `lam`"
     order = 2
@@ -89,15 +88,15 @@ class MixHandler(LossCallback):
     def train_loss(self, loss, pred, *yb):
         if all(y.is_floating_point() for y in yb): return loss(pred, *map(self.blend, self.yb1, yb))
         try: a,b = [_with(loss, reduction='none')(pred, *o) for o in (self.yb1,yb)]
-        except TypeError as e: raise TypeError(f'{self} needs the loss of each item, `reduction="none"`, and {loss} says: {e}') from e
+        except TypeError as e: raise TypeError(f'{self} needs a loss with `reduction="none"`, for each item: {e}') from e
         res,how = self.blend(a, b),getattr(loss, 'reduction', getattr(loss, 'keywords', {}).get('reduction', 'mean'))
         if how!='mean': return res if how=='none' else res.sum()
         whole = b.detach().sum() # a mean may be weighted: `loss` divides this sum by the same for `yb1`, a permutation
         return res.sum()*(loss(pred.detach(), *yb)/whole).nan_to_num(1/b.numel())
 
-# %% ../nbs/26_mixup.ipynb #c859768c
+# %% ../nbs/26_mixup.ipynb #a5964dde
 class MixUp(MixHandler):
-    "Blend each input with another, and the losses for both targets alike ([Zhang et al., 2018](https://arxiv.org/abs/1710.09412))"
+    "Blend each input with another, and both losses alike ([Zhang et al., 2018](https://arxiv.org/abs/1710.09412))"
     def __init__(self, alpha:float=0.4): super().__init__(alpha)
     def mix(self, xb, others, n):
         self.lam = torch.max(lam := self.draw(n), 1-lam).to(find_device(xb))
@@ -127,17 +126,17 @@ class Saturation(Contrast):
         res[:,:3,:3] += (1-by[:,None,None])*tensor([0.2989,0.5870,0.1140])
         return res
 
-# %% ../nbs/26_mixup.ipynb #e53e00d0
+# %% ../nbs/26_mixup.ipynb #0b7d46e1
 def shift_hue(
     x:Tensor, # Pictures from 0 to 1, `(bs, 3, h, w)`
     by:Tensor, # How far to go around the circle of hues, as shares of it, `(bs,)`
 )->Tensor: # The same shape
     "Other hues, of the same saturation and value"
-    (r,g,b),v,by = x.unbind(1),x.amax(1),by.to(x)[:,None,None]
+    (r,g,b),v,by = x.unbind(1),x.amax(1),by.to(x.device, x.dtype, non_blocking=True)[:,None,None]
     c = v-x.amin(1)
     d = c.clamp(min=1e-12)
     h = torch.where(v==r, (g-b)/d, torch.where(v==g, (b-r)/d+2, (r-g)/d+4)) # in sixths of the circle
-    k = (tensor([5.,3.,1.]).to(x)[:,None,None] + (h + 6*by)[:,None])%6
+    k = (tensor([5.,3.,1.]).to(x.device, x.dtype, non_blocking=True)[:,None,None] + (h + 6*by)[:,None])%6
     return v[:,None] - c[:,None]*torch.minimum(k, 4-k).clamp(0, 1)
 
 # %% ../nbs/26_mixup.ipynb #2a45ed93
@@ -186,10 +185,10 @@ class RandomErasing(RandTransform):
         "Normal numbers, always the same, of which each box takes a part"
         return torch.randn(c, 2*h, 2*w, generator=torch.Generator().manual_seed(0)).to(device)
 
-# %% ../nbs/26_mixup.ipynb #28378103
+# %% ../nbs/26_mixup.ipynb #4163890c
 def _as_split(dl, i, **kwargs):
     "A loader of the same items, in order, that are transformed as those of split `i` are"
-    if not isinstance(dl, DataLoader): raise TypeError(f'`tta` needs a loader with transforms, not a {type(dl).__name__}.')
+    if not isinstance(dl, DataLoader): raise TypeError(f'`tta` needs a `DataLoader`, not a {type(dl).__name__}.')
     ds = getattr(dl, 'dataset', None)
     if isinstance(ds, Datasets): ds = Datasets(tls=[o.new(o.items, i) for o in ds.tls], n_inp=ds.n_inp)
     elif isinstance(ds, TfmdLists): ds = ds.new(ds.items, i)
