@@ -14,6 +14,7 @@ from torch import Tensor
 from fastcore.all import *
 from .core import *
 from .data import *
+from .transform import *
 from .learner import *
 
 # %% ../nbs/22_inside.ipynb #2620822c
@@ -100,12 +101,15 @@ def summary(self:DataLoaders):
         spread = f'{float(o.min()):.3g} to {float(o.max()):.3g}, ' if o.numel() else ''
         return f'{tuple(o.shape)} {str(o.dtype)[6:]}, {spread}on {o.device}'
     def say(step, x): print(f'{step:<10}', str(apply(what, x)).replace("'", ''))
-    ds,item = self.train_ds,self.train_ds[0]
-    if hasattr(ds, 'fns'): say('file', '…/'+'/'.join(Path(ds.fns[0]).parts[-3:]))
+    ds = getattr(self.train, 'ds', self.train_ds)
+    if getattr(ds, 'fns', None): say('file', '…/'+'/'.join(Path(ds.fns[0]).parts[-3:]))
+    item = ds[0]
     say('item', item)
     say('collate', b := self.train.collate_fn([item]))
-    b,tfms = to_device(b, self.device),self.after_batch.filter(lambda f: getattr(f, 'split_idx', None)!=1)
-    for f in tfms: say(getattr(f, '__name__', type(f).__name__), b := f(b))
+    b,tfms = to_device(b, self.device),L(self.after_batch).filter(lambda f: getattr(f, 'split_idx', None)!=1)
+    for f in tfms:
+        b = f(b, split_idx=0) if isinstance(f, Transform) else f(b)
+        say(getattr(f, '__name__', type(f).__name__), b)
 
 # %% ../nbs/22_inside.ipynb #fd21ce95
 @patch

@@ -249,3 +249,13 @@ def test_an_item_whose_name_is_not_utf8(pictures):
     d = pictures(dog=3, cat=3)/'dog'
     os.rename(d/'0.JPEG', os.fsencode(d)+b'/\xff.JPEG')
     assert said(DataLoaders(DataLoader(Dataset(get_image_files(d)), n_workers=0), [], batch_tfms=ToFloat(), device='cpu')).encode()
+
+def test_summary_of_a_data_block(pictures, capsys):
+    "From the first file through the transforms of the item and those of the training batch"
+    from scratchai.block import ImageDataLoaders
+    from scratchai.augment import aug_transforms
+    dls = ImageDataLoaders.from_folder(pictures(train_cat=2, train_dog=2, valid_cat=1, valid_dog=1), size=16, bs=2, num_workers=0, device='cpu',
+        batch_tfms=aug_transforms())
+    dls.summary()
+    out = [o.split()[0] for o in capsys.readouterr().out.splitlines()]
+    assert out==['file','item','collate','IntToFloatTensor','AffineCoordTfm','LightingTfm']

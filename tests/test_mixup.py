@@ -41,7 +41,7 @@ losses = [CrossEntropyLossFlat(), F.cross_entropy, nn.CrossEntropyLoss(), CrossE
     nn.CrossEntropyLoss(weight=torch.arange(1.,6)), partial(F.cross_entropy, weight=torch.arange(1.,6)), CrossEntropyLossFlat(reduction='sum'),
     partial(F.cross_entropy, reduction='sum'), LabelSmoothingCrossEntropyFlat(.2), FocalLossFlat(2.), CrossEntropyLossFlat(ignore_index=2)]
 
-@pytest.mark.parametrize('loss', losses, ids=str)
+@pytest.mark.parametrize('loss', losses, ids=range(len(losses)))
 @pytest.mark.parametrize('cls', [MixUp,CutMix])
 def test_lambda_one_is_the_plain_loss(loss, cls):
     class One(cls):
@@ -50,7 +50,7 @@ def test_lambda_one_is_the_plain_loss(loss, cls):
     close(got, loss(pred, yb), 1e-5), close(x, xb)
     assert y is yb and learn.loss_func is loss
 
-@pytest.mark.parametrize('loss', losses[:-3], ids=str)
+@pytest.mark.parametrize('loss', losses[:-3], ids=range(len(losses[:-3])))
 def test_mixup_is_both_losses(loss):
     cb = MixUp()
     learn,x,y,pred,got = fitted(cb, loss)
@@ -115,7 +115,7 @@ def test_alpha_says_how_much():
         assert ((few<.05) | (few>.95)).float().mean()>.6 and ((many>.2) & (many<.8)).float().mean()>.95
     assert (MixUp().alpha,CutMix().alpha,MixHandler().alpha,LabelSmoothing().eps)==(.4,1.,.5,.1)
 
-@pytest.mark.parametrize('loss', losses[:8], ids=str)
+@pytest.mark.parametrize('loss', losses[:8], ids=range(8))
 def test_label_smoothing(loss):
     learn,_,y,pred,got = fitted(LabelSmoothing(.3), loss)
     w = loss.kwargs.get('weight') if hasattr(loss, 'kwargs') else getattr(loss, 'weight', getattr(loss, 'keywords', {}).get('weight'))

@@ -31,7 +31,7 @@ def trains(dls, model, **kwargs):
     learn = Learner(dls, model, **{**dict(opt_func=SGD, lr=1e-3), **kwargs})
     was = [p.detach().clone() for p in model.parameters()]
     with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=(k := Keep()))
-    assert torch.isfinite(k.last[3]) and any(not torch.equal(a, b) for a,b in zip(was, model.parameters())) and learn.recorder.values
+    assert torch.isfinite(k.last[3]) and any(not torch.equal(a, b.cpu()) for a,b in zip(was, model.parameters())) and learn.recorder.values
     return NS(learn=learn, **dict(zip(('x','y','pred'), k.last)))
 
 def titles(dl, **kwargs):
