@@ -47,6 +47,7 @@ from .tracker import *
 from .training import *
 from .inside import *
 from .export import *
+from .predict import *
 from .mixup import *
 from .metrics import *
 from .collect import *

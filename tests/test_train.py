@@ -8,6 +8,7 @@ from safetensors import safe_open
 from scratchai.core import *
 from scratchai.data import *
 from scratchai.learner import *
+from scratchai.predict import *
 from scratchai.command import *
 from scratchai.imagenette import *
 from scratchai.losses import accuracy
