@@ -16,7 +16,7 @@ from dataclasses import fields,is_dataclass
 from functools import wraps
 from inspect import signature
 
-import matplotlib.pyplot as plt,numpy as np,torch
+import numpy as np,torch
 from torch import Tensor
 from fastcore.all import *
 
@@ -142,6 +142,7 @@ def subplots(
 )->tuple: # The figure, and an array of axes, also if there is only one
     "A figure with a grid of plots"
     extra = 0.6 if suptitle is not None and imsize<=2 else 0
+    import matplotlib.pyplot as plt
     fig,axs = plt.subplots(nrows, ncols, figsize=figsize or (ncols*imsize, nrows*imsize + extra), **kwargs)
     if suptitle is not None: fig.suptitle(suptitle, parse_math=False)
     return fig,np.atleast_1d(axs)
@@ -160,7 +161,7 @@ def show_image(
     if im.ndim==3 and im.shape[0] in (1,3,4) and im.shape[2] not in (1,3,4): im = im.transpose(1,2,0)
     if im.ndim==3 and im.shape[2]==1: im = im[...,0]
     h,w = im.shape[:2]
-    if ax is None: ax = plt.subplots(figsize=figsize or (2.5*w/max(h,w), 2.5*h/max(h,w)))[1]
+    if ax is None: ax = subplots(figsize=figsize or (2.5*w/max(h,w), 2.5*h/max(h,w)))[1][0]
     ax.imshow(im, **{'cmap':'gray', **kwargs}) # a `cmap` is for pictures of one channel, and ignored otherwise
     if title is not None: ax.set_title(str(title), fontsize=10, parse_math=False)
     ax.axis('off')

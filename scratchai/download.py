@@ -16,7 +16,6 @@ try: import fcntl
 except ImportError: fcntl = None # Windows: there, let one process download before others start
 
 from fastcore.all import *
-from fastprogress.fastprogress import progress_bar
 
 from .core import *
 
@@ -66,6 +65,7 @@ URLs.add('http://cs231n.stanford.edu/', 'TINY_IMAGENET tiny-imagenet-200.zip md5
 # %% ../nbs/31_download.ipynb #e0a4b736
 def _append(url, part, timeout, progress):
     "Append to `part` what it lacks of `url`; is it whole now?"
+    from fastprogress.fastprogress import progress_bar
     tag = part.with_suffix('.tag')
     etag,_,was = tag.read_text().partition('\n') if tag.exists() and part.exists() else ('','','')
     start = max(part.stat().st_size-1, 0) if etag and was==url else 0

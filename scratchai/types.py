@@ -15,7 +15,7 @@ from functools import wraps
 from types import MethodType,UnionType
 from typing import Union,get_args,get_origin
 
-import matplotlib.pyplot as plt,numpy as np,torch
+import numpy as np,torch
 from PIL import Image,ImageOps,UnidentifiedImageError
 from torch import Tensor
 from fastcore.all import *
@@ -87,7 +87,7 @@ class TensorPoint(TensorBase):
         if img_size is not None: res.img_size = img_size
         return res
     def show(self, ctx=None, **kwargs):
-        ctx = ctx or plt.subplots()[1]
+        ctx = ctx or subplots()[1][0]
         ctx.scatter(*self.cpu().T, **{'s':12, 'c':'red', 'edgecolors':'white', 'linewidths':.6, **kwargs})
         return ctx
 
