@@ -196,7 +196,7 @@ class Module(_Tree):
         kids = ''.join(f'\n({k}): {getattr(v, "__name__", v)}'.replace('\n', '\n  ') for k,v in shown)
         return f'{type(self).__name__}({self.extra_repr()}{kids}' + ('\n)' if kids else ')')
 
-# %% ../nbs/04_module.ipynb #d115774c
+# %% ../nbs/04_module.ipynb #0f7e2b8a
 class Sequential(Module):
     "Modules and functions, called one after the other"
     def __init__(self, *layers): # Each is given what the one before it returned
@@ -212,8 +212,11 @@ class Sequential(Module):
         setattr(self, str(len(self)), layer)
         return self
 
-    def __iter__(self): return iter([v for k,v in vars(self).items() if k.isdigit()])
-    def __len__(self): return len(list(iter(self)))
+    def __iter__(self): return iter([getattr(self, str(i)) for i in range(len(self))])
+    def __len__(self):
+        n = 0
+        while hasattr(self, str(n)): n += 1 # `vars` would tell too, but `torch.compile` of PyTorch 2.11 stops there
+        return n
     def __getitem__(self, i): return Sequential(*[*self][i]) if isinstance(i, slice) else [*self][i]
 
 # %% ../nbs/04_module.ipynb #29ef8262
