@@ -175,13 +175,14 @@ def norm_bias_params(
     m, # A model, ours or a `torch.nn.Module`
 )->tuple: # Parameters of its normalization layers, and all other biases
     "The parameters that weight decay leaves out"
-    norm = L(p for o in m.modules() if 'Norm' in type(o).__name__ for p in o.parameters())
+    norm = L(p for o in m.modules() if 'Norm' in type(o).__name__ for p in o.parameters(False))
     ids = set(map(id, norm))
     return norm,L(p for n,p in m.named_parameters() if n.split('.')[-1]=='bias' and id(p) not in ids)
 
 # %% ../nbs/08_learner.ipynb #48342c33
 _idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None, training=False, busy=False)
-_start = dict(n_epoch=1, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., fitting=False, final_record=None)
+_start = dict(n_epoch=1, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., fitting=False, final_record=None,
+    start_epoch=0, resume=False)
 
 # %% ../nbs/08_learner.ipynb #a64d4107
 class Learner(Caller):
@@ -226,6 +227,7 @@ class Learner(Caller):
         cbs=None, # Callbacks for this fit only
         reset_opt:bool=False, # Begin with a new optimizer?
         start_epoch:int=0, # Epochs before this one count as done
+        resume:bool=False, # Go on from the last checkpoint, if there is one? It takes a `CheckpointCallback`
     ):
         "Train for `n_epoch` epochs, and validate after each"
         if not 0<=start_epoch<=n_epoch: raise ValueError(f'`start_epoch` is from 0 to `n_epoch`, not {start_epoch}.')
@@ -233,7 +235,7 @@ class Learner(Caller):
         self.opt.set_hypers(lr=ifnone(lr, self.lr))
         if (wd := ifnone(wd, self.wd)) is not None: self.opt.set_hypers(wd=wd)
         self.opt.zero_grad()
-        self._run(lambda: self._epochs(start_epoch), cbs, n_epoch=n_epoch, fitting=True)
+        self._run(self._epochs, cbs, n_epoch=n_epoch, fitting=True, start_epoch=start_epoch, resume=resume)
     def _run(self, f, cbs, **state):
         "Part `fit`, with `cbs` for its length; whatever happens, `cleanup_fit` of every callback comes last"
         if self.busy: raise RuntimeError('This learner is at work: make a second `Learner` with the same model.')
@@ -245,8 +247,9 @@ class Learner(Caller):
                 with ExitStack() as stack:
                     stack.callback(self.__dict__.update, _idle)
                     for cb in reversed(self.cbs): stack.callback(cb, 'cleanup_fit')
-    def _epochs(self, start):
-        for self.epoch in range(start, self.n_epoch): self._part('epoch', self._epoch)
+    def _epochs(self):
+        if self.resume: raise ValueError('`resume=True` needs a `CheckpointCallback`, which says where checkpoints are.')
+        for self.epoch in range(self.start_epoch, self.n_epoch): self._part('epoch', self._epoch)
     def _epoch(self):
         self._pass('train', self.dls.train)
         self._pass('validate', getattr(self.dls, 'valid', None))
@@ -256,7 +259,7 @@ class Learner(Caller):
     def all_batches(self):
         "Train on all batches of `self.dl`, or validate on them"
         self.n_iter,device = len(self.dl),getattr(first(self.model.parameters()), 'device', 'cpu')
-        for i,b in enumerate(self.dl): self.one_batch(i, to_device(b, device))
+        for i,b in enumerate(self.dl, getattr(self.dl, 'start', 0)): self.one_batch(i, to_device(b, device))
     def one_batch(self,
         i:int, # Its number in the epoch
         b, # A batch on the model's device: a tuple of inputs and targets

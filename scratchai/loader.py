@@ -16,7 +16,6 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np,torch
 from fastcore import parallel as fastcore_parallel
 from fastcore.all import *
-from fastprogress.fastprogress import progress_bar
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
@@ -171,6 +170,7 @@ class _Epochs:
         rng = torch.Generator().manual_seed(_seed(self.seed, epoch))
         return torch.randperm(len(self.ds), generator=rng) if self.shuffle else torch.arange(len(self.ds))
     def set_epoch(self, epoch:int): self.epoch,self.position,self._run = epoch,0,None
+    start = property(lambda self: 0 if self._run else self.position, doc="The batch at which the next iteration begins")
     def state_dict(self)->dict: return dict(seed=self.seed, epoch=self.epoch, position=self.position)
     def load_state_dict(self, state:dict): vars(self).update(state, _run=None)
 
@@ -271,6 +271,7 @@ def verify_images(
     progress:bool=True, # Show a bar?
 )->L: # A `BadFile` for each file that cannot be decoded
     "Decode all pictures fully, and report those that fail"
+    from fastprogress.fastprogress import progress_bar
     fns = get_image_files(path) if isinstance(path, (str,Path)) else L(path)
     ds,bad = Dataset(fns, [0]*len(fns), size=None),L()
     with DataLoader(ds, 32, n_workers=n_workers, collate_fn=len, skip_bad=True) as dl, warnings.catch_warnings():

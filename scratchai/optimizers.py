@@ -255,7 +255,7 @@ def _fits(p, v): return not isinstance(v, Tensor) or not v.dim() or v.shape==p.s
 
 def _suited(p, k, v):
     if not isinstance(v, Tensor) or v.shape!=p.shape or k=='step': return deepcopy(v)
-    return v.to(p.device, p.dtype if v.is_floating_point() else v.dtype, copy=True)
+    return torch.empty_like(p, dtype=p.dtype if v.is_floating_point() else v.dtype).copy_(v)
 
 @patch
 def _named(self:_BaseOptimizer):

@@ -11,7 +11,7 @@ import sys,time
 from contextlib import contextmanager
 from copy import copy,deepcopy
 
-import matplotlib.pyplot as plt,torch
+import torch
 from torch import Tensor
 from fastcore.all import *
 from .core import *
@@ -129,7 +129,7 @@ def _unique(names, taken):
 
 class Recorder(Callback):
     "Keeps the losses and rates of a fit's batches, and a row for each epoch"
-    order,began,row = 50,False,None
+    order,began,row,of_fit = 50,False,None,True
     def __init__(self,
         add_time:bool=True, # A column for the time of the epoch?
         train_metrics:bool=False, # Metrics on the training set?
@@ -193,6 +193,18 @@ class Recorder(Callback):
     def cleanup_fit(self):
         self.smooth.value
         self.metrics.map(Self.forget())
+    def state_dict(self)->dict:
+        "The record so far, for a fit that goes on in another process"
+        lists = dict(losses=self.losses, lrs=self.lrs, group_lrs=self.group_lrs)
+        lists,hps = [{k: torch.tensor(v, dtype=torch.float64) for k,v in o.items()} for o in (lists,self.hps)]
+        return dict(lists, hps=hps, avg=self.smooth.avg, iters=self.iters, values=[list(o) for o in self.values],
+            seen=self.seen, secs=time.time()-self.start)
+    def load_state_dict(self, state:dict): # From `state_dict`, when a fit has begun
+        losses,self.lrs,self.group_lrs = [state[k].tolist() for k in ('losses','lrs','group_lrs')]
+        vars(self.smooth).update(count=len(losses), avg=state['avg'], values=losses, waiting=[])
+        self.iters,self.values,self.seen = list(state['iters']),L(state['values']).map(L),state['seen']
+        self.start,self.learn.final_record = time.time()-state['secs'],self.values[-1] if self.values else None
+        for k,v in state['hps'].items(): self.hps.setdefault(k, [])[:] = v.tolist()
     @property
     def losses(self): # Smoothed loss of each training batch of the last fit
         self.smooth.value
@@ -205,7 +217,7 @@ class Recorder(Callback):
         ax=None, # matplotlib axes to draw on
     ): # The axes
         "Draw the training and the validation losses of the last fit"
-        ax = ax or plt.subplots(figsize=(4.5,2.8))[1]
+        ax = ax or subplots(figsize=(4.5,2.8))[1][0]
         ax.plot(range(skip_start+1, len(self.losses)+1), self.losses[skip_start:], label='train')
         for x in self.iters if show_epochs else []: ax.axvline(x, color='grey', ls=':')
         rows = self.history[len(self.history)-len(self.iters):] if with_valid else []

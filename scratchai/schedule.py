@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections import namedtuple
 from copy import copy,deepcopy
 
-import matplotlib.pyplot as plt,numpy as np,torch
+import numpy as np,torch
 from torch import Tensor
 from fastcore.all import *
 from .core import *
@@ -44,7 +44,7 @@ def SchedPoly(start, end, power): return partial(sched_poly, start, end, power) 
 def plot_sched(scheds, n:int=201, ax=None, **kwargs): # A schedule, a list, or a dict by name; number of points
     "Draw schedules as functions of `pos`"
     if not isinstance(scheds, dict): scheds = {f'{i}':f for i,f in enumerate(L(scheds))}
-    ax,pos = ax or plt.subplots(figsize=(4.5,2.7))[1],np.linspace(0, 1, n)
+    ax,pos = ax or subplots(figsize=(4.5,2.7))[1][0],np.linspace(0, 1, n)
     for k,f in scheds.items(): ax.plot(pos, [f(p) for p in pos], label=k, **kwargs)
     ax.set(xlabel='pos', ylabel='value')
     if len(scheds)>1: ax.legend()
@@ -120,11 +120,11 @@ def fit_one_cycle(self:Learner,
     div:float=25., div_final:float=1e5, pct_start:float=0.25, # Start and end are this much lower; part that climbs
     wd:float|None=None, # Weight decay; `None`: the learner's, or, where that is `None` too, as it was
     moms:tuple|None=None, # Momentum at the start, the peak and the end; `None`: the learner's
-    cbs=None, reset_opt:bool=False, start_epoch:int=0, # As in `fit`
+    cbs=None, reset_opt:bool=False, start_epoch:int=0, resume:bool=False, # As in `fit`
 ):
     "Train with the 1cycle policy of Smith and Topin, https://arxiv.org/abs/1708.07120"
     cycle = OneCycle(None, div, div_final, pct_start, ifnone(moms, self.moms))
-    self.fit(n_epoch, lr_max, wd, L(cycle)+L(cbs), reset_opt, start_epoch)
+    self.fit(n_epoch, lr_max, wd, L(cycle)+L(cbs), reset_opt, start_epoch, resume)
 
 # %% ../nbs/10_schedule.ipynb #30b0f364
 @patch
@@ -134,7 +134,7 @@ def plot_sched(self:Recorder,
     "Draw the hyper-parameters of the last training, and return the axes: a panel for each, a line for each group"
     hps = self.hps or dict(lr=self.group_lrs)
     keys = list(hps) if keys is None else L(keys)
-    axs = plt.subplots(1, len(keys), figsize=figsize or (3.8*len(keys),2.6), squeeze=False, layout='constrained')[1][0]
+    axs = subplots(1, len(keys), figsize=figsize or (3.8*len(keys),2.6), layout='constrained')[1]
     for k,ax in zip(keys, axs):
         lines = ax.plot(hps[k])
         ax.set(xlabel='batch', ylabel=k)
@@ -158,22 +158,22 @@ class SGDR(_RateScheduler):
 @patch
 def fit_flat_cos(self:Learner,
     n_epoch:int, lr=None, div_final:float=1e5, pct_start:float=0.75, # As in `fit`; the part that is flat
-    wd:float|None=None, cbs=None, reset_opt:bool=False, start_epoch:int=0, # As in `fit`
+    wd:float|None=None, cbs=None, reset_opt:bool=False, start_epoch:int=0, resume:bool=False, # As in `fit`
 ):
     "Train at the full rate, then along a cosine down to `lr/div_final`"
-    self.fit(n_epoch, lr, wd, L(FlatCos(None, div_final, pct_start))+L(cbs), reset_opt, start_epoch)
+    self.fit(n_epoch, lr, wd, L(FlatCos(None, div_final, pct_start))+L(cbs), reset_opt, start_epoch, resume)
 
 @patch
 def fit_sgdr(self:Learner,
     n_cycles:int, cycle_len:int, # Cycles; epochs of the first one
     lr_max=None, cycle_mult:int=2, # As in `fit_one_cycle`; each cycle is this many times longer than the one before
-    cbs=None, reset_opt:bool=False, wd:float|None=None, start_epoch:int=0, # As in `fit`
+    cbs=None, reset_opt:bool=False, wd:float|None=None, start_epoch:int=0, resume:bool=False, # As in `fit`
 ):
     "Train with warm restarts, https://arxiv.org/abs/1608.03983"
     lens = [cycle_len*cycle_mult**i for i in range(n_cycles)]
     if min(lens, default=0)<=0 or sum(lens)%1:
         raise ValueError(f'SGDR has at least one cycle, and a whole number of epochs in all: not {lens}.')
-    self.fit(int(sum(lens)), lr_max, wd, L(SGDR(lens))+L(cbs), reset_opt, start_epoch)
+    self.fit(int(sum(lens)), lr_max, wd, L(SGDR(lens))+L(cbs), reset_opt, start_epoch, resume)
 
 # %% ../nbs/10_schedule.ipynb #e5571a14
 def _at(lrs, losses, i, div=1): return lrs[i].item()/div,(lrs[i].item(),losses[i].item())
@@ -250,7 +250,7 @@ class LRFinder(ParamScheduler):
         return {getattr(getattr(f, 'func', f), '__name__', 'own'):f(lrs, losses, self.num_it) for f in funcs}
     def plot(self, marks=None, skip_end=5, ax=None): # What `suggest` returned; points to leave out at the end; where
         "Draw the smoothed loss over the rate, once for each group whose rates differ"
-        ax,n = ax or plt.subplots(figsize=(4.5,2.7))[1],max(len(self.rates)-skip_end, 2)
+        ax,n = ax or subplots(figsize=(4.5,2.7))[1][0],max(len(self.rates)-skip_end, 2)
         curves = {r:f'group {i}' for i,r in enumerate(zip(*self.group_rates))} # groups of equal rates share one
         for r,k in curves.items(): ax.semilogx(r[:n], self.losses[:n], label=k if len(curves)>1 else None)
         for k,(lr,pt) in (marks or {}).items(): ax.plot(*pt, 'o', label=f'{k} {lr:.2g}')
