@@ -47,7 +47,13 @@ def _project(mat, p): # Where `mat` takes points `(bs, n, 2)`
     res = p@mat[:,:,:2].mT + mat[:,None,:,2]
     return res[...,:2]/res[...,2:]
 
-# %% ../nbs/14_augment.ipynb #584d649d
+# %% ../nbs/14_augment.ipynb #19c594f8
+def _few_at_once(f, res, *xs):
+    "Fill `res` with `f` of `xs`: on a CPU of a few items at a time, which its cache holds"
+    n = max(torch.get_num_threads(), 2**16//res.shape[-2:].numel()) if res.device.type=='cpu' else max(len(res), 1)
+    for i in range(0, len(res), n): res[i:i+n] = f(*[x[i:i+n] for x in xs])
+    return res
+
 @patch
 def affine_coord(x:TensorImage,
     mat:Tensor=None, # `(bs, 2, 3)` or `(bs, 3, 3)`, from places in the result to places in `x`; `None`: the same
@@ -58,20 +64,20 @@ def affine_coord(x:TensorImage,
 )->TensorImage: # `(bs, c, *sz)`
     "Look up each pixel of the result in `x`"
     if mat is None and sz is None: return x
-    size,src = tuple(x.shape[-2:]) if sz is None else _hw(sz),x.as_subclass(Tensor).float()
+    src,size = x.as_subclass(Tensor),tuple(x.shape[-2:]) if sz is None else _hw(sz)
     mat = _mats(len(x)) if mat is None else _as3(mat).float()
-    def look(src, mat):
+    def look(src, mat): # in a copy: to copy is to read in order, for which a processor fetches ahead
         grid = perspective_grid(mat.to(x.device, non_blocking=True), size, align_corners)
-        return F.grid_sample(src, grid, mode, pad_mode, align_corners)
-    n = max(1, 2**18//(size[0]*size[1])) if x.device.type=='cpu' else len(x) # a CPU's cache holds a few items
-    res = torch.cat([look(*o) for o in zip(src.split(n), mat.split(n))])
+        return F.grid_sample(src.to(torch.float32, copy=True), grid, mode, pad_mode, align_corners)
+    res = src.new_empty((*x.shape[:2], *size), dtype=x.dtype if x.is_floating_point() else torch.float32)
+    _few_at_once(look, res, src, mat)
     by = min(a/b for a,b in zip(x.shape[-2:], size))/2
     if mode=='bilinear' and by>1: # it looks at four pixels: for items that have many more for each of the result, means
-        p = _project(mat, tensor([[-1.,-1],[1,-1],[-1,1],[1,1]]).to(mat.device).expand(len(x), 4, 2))
-        i = (2/(p.amax((1,2))-p.amin((1,2))) < by).nonzero()[:,0]
+        ends = perspective_grid(mat.cpu(), (2,2)).flatten(1)
+        i = (2/(ends.amax(1)-ends.amin(1)) < by).nonzero()[:,0]
         small = partial(F.interpolate, scale_factor=1/by, mode='area', recompute_scale_factor=True)
-        if len(i): res[i] = look(small(src[i]), mat[i])
-    return retain_type(res.to(x.dtype) if x.is_floating_point() else res, x)
+        if len(i): res[i] = look(small(src[i].float()), mat[i]).to(res)
+    return retain_type(res, x)
 
 # %% ../nbs/14_augment.ipynb #cafa82c5
 @patch
@@ -294,7 +300,7 @@ def lighting(x:TensorImage, func)->TensorImage: # From logits to logits
     "Change the logits of pictures with values from 0 to 1"
     return retain_type(func(torch.logit(x.as_subclass(Tensor).float(), 1e-7)).sigmoid_().to(x.dtype), x)
 
-# %% ../nbs/14_augment.ipynb #580c733b
+# %% ../nbs/14_augment.ipynb #16abcb5f
 class LightingTfm(MatrixTfm):
     "Changes colours: the product of the matrices of its parts, and one pass over the pixels"
     order = 40
@@ -313,13 +319,13 @@ class LightingTfm(MatrixTfm):
         self.matrix = reduce(lambda a,b: b@a, ms) if ms else None
     def encodes(self, x:TensorImage):
         for f in self.fs: x = retain_type(f(x.as_subclass(Tensor)), x)
-        return x if self.matrix is None else x.lighting(self._mixed)
-    def _mixed(self, x):
+        if self.matrix is None: return x
         c = x.shape[1]
         same = (self.matrix[:,:c,:c]==self.matrix[:,:1,:1]*torch.eye(c)).all() # for all channels?
-        m = self.matrix.to(x.device, non_blocking=True)
-        if same: return torch.addcmul(m[:,:c,c:,None], x, m[:,:1,:1,None], out=x)
-        return torch.baddbmm(m[:,:c,c:], m[:,:c,:c], x.flatten(2)).view_as(x)
+        def mix(m, x): return x.mul_(m[:,:1,:1,None]).add_(m[:,:c,c:,None]) if same else \
+            torch.baddbmm(m[:,:c,c:], m[:,:c,:c], x.flatten(2)).view_as(x)
+        def light(x, m): return x.lighting(partial(mix, m))
+        return _few_at_once(light, torch.empty_like(x), x, self.matrix.to(x.device, non_blocking=True))
 
 # %% ../nbs/14_augment.ipynb #15a95a30
 def _light(x, by=1., plus=0.):
