@@ -36,7 +36,7 @@ def wilson(
     mid,half = p+d/2,z*(p*(1-p)/n + d/n/4)**.5
     return (mid-half)/(1+d),(mid+half)/(1+d)
 
-# %% ../nbs/25_report.ipynb #0954d539
+# %% ../nbs/25_report.ipynb #073e904f
 def say_accuracy(interp:ClassificationInterpretation)->list: # Paragraphs
     "How often the model is right, how far that may be off, and what is hardest"
     cm,names = interp.confusion_matrix(),dict(zip(interp.vocab, interp.names))
@@ -45,10 +45,11 @@ def say_accuracy(interp:ClassificationInterpretation)->list: # Paragraphs
     said = [f'On further pictures of this kind, expect between {lo:.1%} and {hi:.1%} (95% Wilson interval).',
         f'Always naming the most frequent class would be right for {true.max()/n:.1%}.',
         f'Hardest class: {interp.names[i]}, with {right[i]:,} of {true[i]:,} pictures recognised.',
-        *[f'Most frequent mistake: {names[a]}, {k:,} times taken for {names[b]}.' for a,b,k in interp.most_confused()[:1]]]
-    return [P(Strong(f'{right.sum()/n:.1%}'), f' of {n:,} pictures are recognised.', cls='lead'), Ul(*map(Li, said))]
+        *[f'Most frequent mistake: {names[a]} taken for {names[b]}, {k:,} times.' for a,b,k in interp.most_confused()]]
+    lead = P(Strong(f'{right.sum()/n:.1%}'), f' of {n:,} pictures are recognised.', cls='lead')
+    return [lead, Ul(*map(Li, said[:4]))]
 
-# %% ../nbs/25_report.ipynb #e866bbfc
+# %% ../nbs/25_report.ipynb #39ed5e9f
 def html_table(
     caption:str, heads, rows, # Its title; the columns' names; of each row the name and the cells, text or `Td`
 ): # A part of the page, in which a wide table scrolls
@@ -57,15 +58,13 @@ def html_table(
     table = Table(Caption(caption), Thead(Tr(*[Th(o, scope='col') for o in heads])), Tbody(*rows))
     return Div(table, cls='wide', role='region', aria_label=caption, tabindex='0')
 
-def list_classes(interp:ClassificationInterpretation, k:int=20)->list: # `k`: so many are seen at once
+def list_classes(interp:ClassificationInterpretation)->list: # A paragraph and a table
     "How well each class is recognised, the hardest first"
-    scores,true = interp.scores()[:,[1,0,2]],interp.confusion_matrix().sum(1)
-    order = sorted(range(len(true)), key=lambda i: (true[i]==0, scores[i,0]))
-    rows = [(interp.names[i], f'{true[i]:,}', *[f'{o:.0%}' for o in scores[i]]) for i in order]
-    def table(title, rows): return html_table(title, ('Class','Pictures','Recall','Precision','F1'), rows)
-    return [P('Recall: the share of a class that is recognised. Precision: of the pictures taken for a class, the share '
-        'that are of it. F1: the harmonic mean of both.'), table('Classes, the hardest first', rows[:k]),
-        *[Details(Summary(f'{len(rows)-k} more classes'), table('More classes', rows[k:]))][:len(rows)>k]]
+    scores,true = interp.scores(),interp.confusion_matrix().sum(1)
+    order = sorted(range(len(true)), key=lambda i: (true[i]==0, scores[i,1]))
+    rows = [(interp.names[i], f'{true[i]:,}', f'{scores[i,1]:.0%}', f'{scores[i,0]:.0%}') for i in order]
+    text = 'Recall: the share of a class that is recognised. Precision: of what is taken for it, the share that is.'
+    return [P(text), html_table('Classes, the hardest first', ('Class','Pictures','Recall','Precision'), rows)]
 
 # %% ../nbs/25_report.ipynb #93a592ec
 def list_confused(interp:ClassificationInterpretation, k:int=20)->list: # `k`: for more classes, so many mistakes
@@ -79,10 +78,10 @@ def list_confused(interp:ClassificationInterpretation, k:int=20)->list: # `k`: f
     return [P('A row for each actual class, a column for each that pictures were taken for. Framed: what is right.'),
         html_table('Confusion matrix', ('Actual class',*interp.names), rows)]
 
-# %% ../nbs/25_report.ipynb #50707d09
+# %% ../nbs/25_report.ipynb #1a7a6ec3
 def _saved(fmt, **kwargs):
     "The bytes of the current figure, which is closed"
-    plt.savefig(f := io.BytesIO(), format=fmt, bbox_inches='tight', **kwargs)
+    plt.savefig(f := io.BytesIO(), format=fmt, **kwargs)
     plt.close()
     return f.getvalue()
 
@@ -92,9 +91,10 @@ def html_picture(
     "A picture for the page"
     ax = show_image(pic)
     if heat is not None: ax.imshow(heat, cmap='inferno', alpha=.55)
-    return Img(src='data:image/jpeg;base64,'+base64.b64encode(_saved('jpg', dpi=120, pad_inches=0)).decode(), alt=alt)
+    ax.set_position([0,0,1,1])
+    return Img(src='data:image/jpeg;base64,'+base64.b64encode(_saved('jpg', dpi=90)).decode(), alt=alt)
 
-# %% ../nbs/25_report.ipynb #2c8b2b65
+# %% ../nbs/25_report.ipynb #c4061361
 def short_name(o): return printable('/'.join(o.parts[-3:])) if isinstance(o, Path) else '' # The end of a path
 
 def show_mistakes(interp:ClassificationInterpretation, n:int=12)->list: # A paragraph and at most `n` figures
@@ -114,18 +114,18 @@ def show_mistakes(interp:ClassificationInterpretation, n:int=12)->list: # A para
         text = f', taken for {interp.names[d]} ({p[d]:.0%} sure, loss {l:.1f}). {short_name(fn)}'
         return Figure(Div(*imgs, cls='pair'), Figcaption(Strong(interp.names[t]), text))
     pics = interp.learn.dls.decode_preds(x, max_n=n).itemgot(0)
-    return [P('The pictures as the model gets them, the largest loss first. Over the second of each pair, light marks '
-        'what spoke for the decision (Grad-CAM).'), Div(*map(figure, pics, heats, preds, targs, decoded, losses,
-        interp.items(idxs)), cls='grid')]
+    figs = map(figure, pics, heats, preds, targs, decoded, losses, interp.items(idxs))
+    text = [' Over the second of each pair, light marks what spoke for the decision (Grad-CAM).'][:heats[0] is not None]
+    return [P('The pictures as the model gets them, the largest loss first.', *text), Div(*figs, cls='grid')]
 
-# %% ../nbs/25_report.ipynb #0379d642
+# %% ../nbs/25_report.ipynb #7974c517
 def html_plot(
     draw, alt:str, # A function that draws with matplotlib; what it shows
 ): # SVG
     "A plot for the page"
     with plt.rc_context({'svg.fonttype':'none', 'text.parse_math':False, 'legend.framealpha':0}):
         draw()
-        svg = _saved('svg', transparent=True).decode()
+        svg = _saved('svg', bbox_inches='tight', transparent=True).decode()
     return Div(Safe(svg[svg.index('<svg'):].replace('#000000', 'currentColor')), role='img', aria_label=alt, cls='plot')
 
 def show_trust(interp:ClassificationInterpretation)->list: # A paragraph, a plot, and a table
@@ -141,32 +141,32 @@ def show_trust(interp:ClassificationInterpretation)->list: # A paragraph, a plot
 def show_history(rows)->list: # Of each epoch, a dict of numbers; a plot and a table
     "Losses and metrics after each epoch"
     def draw():
-        ax = plt.subplots(figsize=(4.5,2.8))[1]
+        plt.figure(figsize=(4.5,2.8))
         for k,style in (('train_loss','o-'),('valid_loss','s--')):
-            pts = [(i+1, o[k]) for i,o in enumerate(rows) if isinstance(o.get(k), (int,float))]
-            if pts: ax.plot(*zip(*pts), style, label=k)
-        ax.set(xlabel='epochs', ylabel='loss')
-        ax.legend()
+            ys = [o.get(k) if isinstance(o.get(k), (int,float)) else np.nan for o in rows]
+            plt.plot(range(1, len(rows)+1), ys, style, label=k)
+        plt.gca().set(xlabel='epochs', ylabel='loss')
+        plt.legend()
     cells = [[f'{v:.4g}' if isinstance(v, float) else printable(ifnone(v, '–')) for v in o.values()] for o in rows]
     last = ', '.join(f'{printable(k)} {c}' for k,c in zip(rows[-1], cells[-1]))
     return [html_plot(draw, f'Training and validation loss of {len(rows)} epochs. The last: {last}.'),
         Details(Summary('The numbers'), html_table('Epochs', map(printable, rows[0]), cells))]
 
-# %% ../nbs/25_report.ipynb #75e38ee4
+# %% ../nbs/25_report.ipynb #04efe955
 _css = '''
 :root{color-scheme:light dark;--ink:#1a1c20;--paper:#fff;--soft:#50565f;--line:#c4c9d0}
 @media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--paper:#16181c;--soft:#a9b0ba;--line:#454b54}}
 body{margin:0 auto;padding:1rem;max-width:60rem;font:1rem/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
 h1,h2,figcaption{overflow-wrap:anywhere}h2{margin-top:2.5rem}p{max-width:42rem}.lead{font-size:1.4rem}
-.wide{overflow-x:auto}table{border-collapse:collapse}caption{text-align:left;font-weight:600}tr{break-inside:avoid}
-th,td{padding:.25rem .5rem;border-bottom:1px solid var(--line);text-align:right}tr>:first-child{text-align:left}
-tbody th{position:sticky;left:0;background:var(--paper)}th{font-weight:500;vertical-align:bottom}
-table:has(td[style]) th+th{writing-mode:vertical-rl;rotate:180deg;text-align:left;vertical-align:top}
+.wide{overflow:auto;max-height:40rem}@media print{.wide{max-height:none}tr,figure{break-inside:avoid}}
+table{border-collapse:collapse}th,td{padding:.25rem .5rem;border-bottom:1px solid var(--line);text-align:right}
+caption,tr>:first-child{text-align:left}th{font-weight:500;vertical-align:bottom}
+tbody th{position:sticky;left:0;background:var(--paper)}.right{outline:2px solid;outline-offset:-2px;font-weight:700}
 td[style]{background:rgba(70,130,220,calc(var(--share)*.6));text-align:center;print-color-adjust:exact}
-.right{outline:2px solid;outline-offset:-2px;font-weight:700}.plot text{fill:currentColor}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr));gap:1.2rem}
-figure{margin:0;break-inside:avoid}.pair{display:flex;gap:.3rem}.pair img{flex:1;min-width:0;max-width:50%;height:auto}
-figcaption,footer{font-size:.9rem;color:var(--soft)}figcaption strong{color:var(--ink)}.plot svg{max-width:100%;height:auto}
+table:has(td[style]) th+th{writing-mode:vertical-rl;rotate:180deg;text-align:left;vertical-align:top}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr));gap:1.2rem}figure{margin:0}
+.pair{display:flex;gap:.3rem}.pair img{flex:1;min-width:0;max-width:50%;height:auto}footer,figcaption{font-size:.9rem}
+footer,figcaption{color:var(--soft)}strong{color:var(--ink)}.plot svg{max-width:100%;height:auto}.plot text{fill:currentColor}
 '''
 _policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -180,7 +180,7 @@ def html_page(
     end = Footer(P(f'Written by scratchai {__version__} on {date.today():%d %B %Y}.'))
     return to_xml(Html(head, Body(main, end), lang='en'), indent=False)
 
-# %% ../nbs/25_report.ipynb #2a3ab611
+# %% ../nbs/25_report.ipynb #452f1a63
 def list_facts(interp:ClassificationInterpretation, notes=())->list: # Further sentences; a list
     "What was looked at, and what was left out"
     model,n = interp.learn.model,len(interp.bad)
@@ -189,7 +189,7 @@ def list_facts(interp:ClassificationInterpretation, notes=())->list: # Further s
     none = ', '.join(o for o,n in zip(interp.names, interp.confusion_matrix().sum(1)) if not n)
     facts = [f'Model: {name}, with {k:,} parameters, for {len(interp.names)} classes.',
         f'Pictures: {len(interp.targs)-n:,}, each as {shape} numbers.', *map(printable, notes)]
-    if n: facts.append(f'Left out, because they cannot be read: {n:,}, such as {short_name(interp.items(interp.bad)[0])}.')
+    for o in interp.items(interp.bad[:1]): facts.append(f'Pictures that cannot be read: {n:,}, as {short_name(o)}.')
     if none: facts.append(f'Classes without pictures: {none}.')
     return [Ul(*map(Li, facts))]
 
@@ -210,7 +210,7 @@ def write_report(
     text = html_page(printable(title or 'What the model gets right and wrong'), say_accuracy(interp), parts)
     return write_whole(file, lambda f: f.write_text(text, encoding='utf-8'))
 
-# %% ../nbs/25_report.ipynb #d3cd052c
+# %% ../nbs/25_report.ipynb #ea6a1a03
 def labelled_dl(
     learn:Learner, # From `load_learner`
     data, # A folder of class folders, or one with `valid`, `val` or `train` of them
@@ -218,12 +218,12 @@ def labelled_dl(
     "The pictures of those classes that a model knows"
     root = first([Path(data)/o for o in ('valid','val','train')], Path.is_dir) or Path(data)
     if not root.is_dir(): raise UsageError(f'There is no folder `{root}`: name one that holds a folder for each class.')
-    vocab,names = L(getattr(learn.dls, 'vocab', ())),sorted(o.name for o in root.iterdir() if o.is_dir())
+    vocab = L(getattr(learn.dls, 'vocab', ()))
+    names = sorted(o.name for o in root.iterdir() if o.is_dir() and o.name[0]!='.')
     known = {o: k for o in names for k in (o,class_names.get(o)) if k in vocab}
     fns = get_image_files(root, folders=list(known)) if known else L()
     if not fns: raise UsageError(f'`{root}` has no pictures of classes that the model knows: {coll_repr(vocab, 5)}.')
-    others = ', '.join(o for o in names if o not in known and o[0]!='.')
-    notes = [f'Left out, because the model does not know these classes: {others}.'][:len(others)]
+    notes = [f'Left out, because the model does not know the class: {o}.' for o in names if o not in known]
     if root.name=='train': notes.append('These are training pictures, on which a model is better than on others.')
     dl = learn.dls.test_dl(fns, num_workers=None, skip_bad=True)
     labels = TfmdLists(fns.map(FolderLabeller(root)).map(known.get), Categorize(vocab, sort=False), do_setup=False)
