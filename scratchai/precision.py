@@ -161,11 +161,13 @@ def to_contiguous(self:Learner, to_fp32:bool=False): # End mixed precision too?
     self.model.to(memory_format=torch.contiguous_format)
     return self.remove_cbs([ChannelsLast] + [MixedPrecision]*to_fp32)
 
-# %% ../nbs/15_precision.ipynb #0d607696
+# %% ../nbs/15_precision.ipynb #3585d44b
 @patch
 def compile(self:Learner,
     **kwargs # As `torch.compile` takes them: `mode`, `dynamic`, `fullgraph`, `backend`, `options`
 ): # The learner
     "Compile the model's `forward` with its backward pass; names, weights and freezing stay as they are"
-    self.model.forward = MethodType(torch.compile(type(self.model).forward, **kwargs), self.model)
+    f = _unbound(self.model)
+    f = getattr(f, '_torchdynamo_orig_callable', f) # of one that is compiled already
+    self.model.forward = MethodType(torch.compile(f, **kwargs), self.model)
     return self

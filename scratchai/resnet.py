@@ -281,7 +281,7 @@ xresnet18,xresnet34,xresnet50,xresnet101,xresnet152 = _archs('xresnet', ResBlock
 xse_resnet18,xse_resnet34,xse_resnet50,xse_resnet101,xse_resnet152 = _archs('xse_resnet', SEBlock)
 xse_resnext18,xse_resnext34,xse_resnext50,xse_resnext101,xse_resnext152 = _archs('xse_resnext', SEResNeXtBlock)
 
-# %% ../nbs/13_resnet.ipynb #7250ea00
+# %% ../nbs/13_resnet.ipynb #8029fa14
 def in_channels(m)->int: # Of a model, ours or a `torch.nn.Module`
     "Channels that the first convolution for pictures takes"
     for o in m.modules():
@@ -301,7 +301,7 @@ def model_sizes(m, size:tuple=(64,64))->list: # A `torch.Size` for each child; `
 
 def num_features_model(m)->int:
     "Channels of the output of the last child of `m`"
-    for sz in (32, 64, 128, 256, 512, 1024):
+    for sz in (32, 64, 128, 224, 256, 384, 512, 1024):
         try: return model_sizes(m, (sz,sz))[-1][1]
         except Exception: pass
     return model_sizes(m, (2048,2048))[-1][1]

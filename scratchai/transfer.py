@@ -7,8 +7,9 @@ __all__ = ['weight_urls', 'model_meta', 'cnn_learner', 'has_pool_type', 'cut_mod
            'adapt_first_layer', 'fetch_weights', 'load_weights', 'create_body', 'params', 'default_split',
            'create_vision_model', 'vision_learner']
 
-# %% ../nbs/16_transfer.ipynb #0fbb5063
+# %% ../nbs/16_transfer.ipynb #1cbb4070
 import hashlib,inspect,pickle,re,torch
+from urllib.error import URLError
 from fastcore.all import *
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -121,7 +122,7 @@ def load_weights(file)->dict: # A `.safetensors` file, or one that `torch.save` 
 
 for k in weight_urls: pretrained_weights[k] = lambda k=k: load_weights(fetch_weights(k))
 
-# %% ../nbs/16_transfer.ipynb #02bbf5df
+# %% ../nbs/16_transfer.ipynb #50df9430
 def _network(arch, pretrained):
     "A network, with its published weights if `pretrained` is `True`"
     if isinstance(arch, str): raise TypeError(f'`arch` is a function like `resnet34`, or a network, not the text '
@@ -129,8 +130,11 @@ def _network(arch, pretrained):
     if hasattr(arch, 'parameters') and not isinstance(arch, type): return arch
     if pretrained is not True: return arch()
     kw = {'weights':'DEFAULT', 'pretrained':True}
-    if k := first(k for k in kw if k in inspect.signature(arch).parameters): return arch(**{k:kw[k]})
-    name = getattr(arch, '__name__', arch)
+    name,k = getattr(arch, '__name__', arch),first(k for k in kw if k in inspect.signature(arch).parameters)
+    try:
+        if k: return arch(**{k:kw[k]})
+    except URLError as e: raise ConnectionError(f'{name} could not download its weights: {e.reason}. If you have them in '
+        'a file, give its path as `pretrained`.') from None
     raise ValueError(f'{name} has no pretrained weights, only {", ".join(pretrained_weights)}: give a file of weights.')
 
 def _load_body(model, body, file):
@@ -182,7 +186,7 @@ def create_vision_model(
         if getattr(o, 'bias', None) is not None and 'Norm' not in type(o).__name__: o.bias.data.zero_()
     return Sequential(body, head)
 
-# %% ../nbs/16_transfer.ipynb #ebb088d5
+# %% ../nbs/16_transfer.ipynb #f34ed123
 def _add_norm(dls, stats):
     "Normalise batches of all loaders with `stats`, if none is normalised"
     loaders = L(getattr(dls, 'loaders', ())).filter(lambda o: hasattr(o, 'after_batch'))
@@ -205,7 +209,9 @@ def vision_learner(
     n_out,meta = n_out or getattr(dls, 'c', None),model_meta.get(arch, dict(split=default_split))
     if not n_out: raise ValueError('The data does not say how many outputs there are: give `n_out`.')
     model = create_vision_model(arch, n_out, pretrained, **kwargs)
-    if normalize and pretrained and in_channels(model)==len(meta.get('stats', '  ')[0]): _add_norm(dls, meta['stats'])
+    cfg = getattr(arch, 'pretrained_cfg', None) or {} # what a network of timm says of itself
+    stats = meta.get('stats', (cfg['mean'],cfg['std']) if 'mean' in cfg else imagenet_stats)
+    if normalize and pretrained and in_channels(model)==len(stats[0]): _add_norm(dls, stats)
     learn = Learner(dls, model, loss_func, opt_func, lr, ifnone(splitter, meta['split']), cbs, metrics, path, model_dir,
         wd, wd_bn_bias, train_bn, moms)
     if pretrained: learn.freeze()
