@@ -190,3 +190,16 @@ class FlipItem(CutTransform):
         store_attr()
     def draw(self): return random.random()<self.p
     def cut(self, w, h): return Cut((0,0,w,h), (w,h), (w,h), bool(self.drawn))
+
+# %% ../nbs/38_crops.ipynb #89744909
+Image.Image.n_px = property(lambda self: self.width*self.height)
+Image.Image.aspect = property(lambda self: self.width/self.height)
+
+@patch
+def reshape(x:Image.Image, h:int, w:int, resample=Image.BILINEAR): return x.resize((w,h), resample)
+@patch
+def resize_max(x:Image.Image, resample=Image.BILINEAR, max_px=None, max_h=None, max_w=None):
+    "A copy with at most so many pixels, rows and columns, of the same shape"
+    h,w = x.shape
+    by = min(1, (max_px/x.n_px)**.5 if max_px else 1, max_h/h if max_h else 1, max_w/w if max_w else 1)
+    return x.reshape(round(h*by), round(w*by), resample)

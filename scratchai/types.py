@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['retain_type', 'TensorBase', 'TensorImageBase', 'TensorImage', 'TensorImageBW', 'TensorMask', 'TensorPoint',
-           'TensorCategory', 'TensorMultiCategory', 'show_title', 'show_item', 'Category', 'MultiCategory', 'PILBase',
+           'show_title', 'show_item', 'TensorCategory', 'TensorMultiCategory', 'Category', 'MultiCategory', 'PILBase',
            'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'CategoryMap', 'Transform', 'ItemTransform',
            'DisplayedTransform', 'ToTensor', 'IntToFloatTensor', 'TransformError', 'explode_types']
 
@@ -25,24 +25,22 @@ from .doodles import class_names
 from .files import *
 from .files import _listed,_to_rgb
 
-# %% ../nbs/37_types.ipynb #db1d7a89
+# %% ../nbs/37_types.ipynb #fb262207
 def _as_class(x, cls, attrs):
     if cls is not Tensor: (x := x.as_subclass(cls)).__dict__.update(attrs)
     return x
 
 def retain_type(
-    new, # What a function returned
-    old=None, # What it was called on
+    new, old=None, # What a function returned, and what it was called on
     typ:type|None=None, # The class wanted; `None`: that of `old`
 ): # `new`, as an instance of that class
     "A plain tensor or Pillow picture in the class of the one it was made from"
     typ,attrs = typ or type(old),vars(old) if isinstance(old, Tensor) else {}
     if type(new) is Tensor and issubclass(typ, Tensor): return _as_class(new, typ, attrs)
-    fits = type(new) is Image.Image and issubclass(typ, Image.Image) and new.mode==getattr(typ, '_mode', None)
-    if fits: new.__class__ = typ
+    if type(new) is Image.Image and issubclass(typ, PILBase) and new.mode==typ._mode: new.__class__ = typ
     return new
 
-# %% ../nbs/37_types.ipynb #afb1322e
+# %% ../nbs/37_types.ipynb #857d3618
 def _keeping(name):
     "The method `name` of `Tensor`, with a result of the class that it was called on"
     f = getattr(Tensor, name)
@@ -51,15 +49,15 @@ def _keeping(name):
 class TensorBase(Tensor):
     "A tensor that keeps its class where it is moved or cut, and is a plain tensor where numbers are computed"
     __torch_function__ = torch._C._disabled_torch_function_impl
-    def __new__(cls, x, # What `tensor` takes
-        **kwargs): return tensor(x, **kwargs).as_subclass(cls)
-    _kept = '__getitem__ to cpu cuda float half clone detach contiguous pin_memory'.split()
-    __getitem__,to,cpu,cuda,float,half,clone,detach,contiguous,pin_memory = map(_keeping, _kept)
+    def __new__(cls, x, **kwargs): return tensor(x, **kwargs).as_subclass(cls)
     def __iter__(self): return map(self.__getitem__, range(len(self)))
     def __reduce_ex__(self, proto): return _as_class,(self.as_subclass(Tensor),type(self),self.__dict__)
     def __deepcopy__(self, memo):
         res = memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
         return res
+
+_kept = '__getitem__ to cpu cuda float half clone detach contiguous pin_memory'
+for k in _kept.split(): setattr(TensorBase, k, _keeping(k))
 
 # %% ../nbs/37_types.ipynb #4b8e814c
 class TensorImageBase(TensorBase):
@@ -70,7 +68,7 @@ class TensorImageBase(TensorBase):
 class TensorImage(TensorImageBase): "In colours"
 class TensorImageBW(TensorImage): "In greys"
 
-# %% ../nbs/37_types.ipynb #075e7d31
+# %% ../nbs/37_types.ipynb #a27f18d4
 class TensorMask(TensorImageBase):
     "The class of each pixel, `(h, w)`"
     _show_args = dict(alpha=0.5, cmap='tab20', interpolation='nearest')
@@ -78,46 +76,32 @@ class TensorMask(TensorImageBase):
 class TensorPoint(TensorBase):
     "Points `(n, 2)`, each `x` and `y`"
     @classmethod
-    def create(cls,
-        t, # Numbers, two for each point
-        img_size:tuple|None=None, # Width and height of their picture, kept as an attribute
-    ):
+    def create(cls, t, img_size:tuple|None=None): # Two numbers for each point; width and height of their picture
         if (t := tensor(t)).numel()%2: raise ValueError(f'Points are pairs `x` and `y`, not {t.numel()} numbers.')
-        res = cls(t.view(-1, 2).float())
-        if img_size is not None: res.img_size = img_size
-        return res
+        return _as_class(t.view(-1, 2).float(), cls, {} if img_size is None else dict(img_size=img_size))
     def show(self, ctx=None, **kwargs):
         ctx = ctx or subplots()[1][0]
         ctx.scatter(*self.cpu().T, **{'s':12, 'c':'red', 'edgecolors':'white', 'linewidths':.6, **kwargs})
         return ctx
 
-# %% ../nbs/37_types.ipynb #3e636092
-class TensorCategory(TensorBase): "The number of a class"
-class TensorMultiCategory(TensorCategory): "A one or a zero for each class, `(c,)`"
-
-# %% ../nbs/37_types.ipynb #b4065744
-def show_title(
-    o, # A name, a number, or a list of names
-    ctx=None, # matplotlib axes; `None`: print it
-    **kwargs # Passed on to `set_title`
-): # The axes
-    "Write `o` above a picture, below what stands there"
-    text = ';'.join(map(str, o)) if is_listy(o) else class_names.get(o, o) if isinstance(o, str) else o
-    if ctx is None: return print(printable(text))
-    old = ctx.get_title()
-    ctx.set_title((f'{old}\n' if old else '') + printable(text), **{'fontsize':10, 'parse_math':False, **kwargs})
+# %% ../nbs/37_types.ipynb #c4813422
+def show_title(o, ctx=None, **kwargs): # A name, a number or a list of names; axes; passed on to `set_title`
+    "Write `o` above a picture, below what stands there; print it if there are no axes"
+    text = printable(';'.join(map(str, o)) if is_listy(o) else class_names.get(o, o) if isinstance(o, str) else o)
+    if ctx is None: return print(text)
+    ctx.set_title(f'{ctx.get_title()}\n{text}'.lstrip('\n'), **{'fontsize':10, 'parse_math':False, **kwargs})
     return ctx
 
-def show_item(
-    o, # A tuple, or one of its parts
-    ctx=None, # matplotlib axes
-    **kwargs # Passed on to each `show`
-): # The axes
+def show_item(o, ctx=None, **kwargs): # A tuple, or one of its parts; axes; passed on to each `show`
     "Have each part of `o` show itself on the same axes; what cannot is a title"
     if hasattr(o, 'show'): return o.show(ctx=ctx, **kwargs)
     if not isinstance(o, tuple): return show_title(o, ctx)
     for p in o: ctx = show_item(p, ctx, **kwargs)
     return ctx
+
+# %% ../nbs/37_types.ipynb #3e636092
+class TensorCategory(TensorBase): "The number of a class"
+class TensorMultiCategory(TensorCategory): "A one or a zero for each class, `(c,)`"
 
 # %% ../nbs/37_types.ipynb #02c9d07b
 class Category(str):
@@ -128,7 +112,7 @@ class MultiCategory(L):
     "The names of several classes"
     def show(self, ctx=None, **kwargs): return show_title(self, ctx)
 
-# %% ../nbs/37_types.ipynb #4ddf6fd7
+# %% ../nbs/37_types.ipynb #55fdabec
 def _from_array(x, white):
     "A Pillow image from bytes, or from real numbers times `white`"
     if x.ndim==3 and x.shape[0] in (1,3,4) and x.shape[2] not in (1,3,4): x = x.transpose(1,2,0)
@@ -137,35 +121,29 @@ def _from_array(x, white):
 
 def _opened(src, white=255):
     "`src` as a Pillow image that may not be decoded yet, and its name in messages"
+    if isinstance(src, Image.Image): return src.copy(),repr(src)
+    if isinstance(src, (Tensor,np.ndarray)): return _from_array(np.asarray(to_cpu(src)), white),'an array'
     where = src if isinstance(src, (str,Path)) else 'a picture in bytes'
     if where is src:
         with open(src, 'rb', buffering=0) as f: src = f.readall()
-    elif isinstance(src, Image.Image): return src.copy(),repr(src)
-    elif isinstance(src, (Tensor,np.ndarray)): return _from_array(np.asarray(to_cpu(src)), white),'an array'
-    elif hasattr(src, 'read'):
-        src.seek(0)
-        src = src.read()
+    elif hasattr(src, 'read'): src = src.seek(0) or src.read()
     try: return Image.open(io.BytesIO(src)),where
     except UnidentifiedImageError as e: raise UnidentifiedImageError(f'{where} is no picture that can be read.') from e
 
 def _notes(im): # May the file say that the picture is turned?
     return hasattr(im, 'tag_v2') or not {'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}.isdisjoint(im.info)
 
-# %% ../nbs/37_types.ipynb #e1950136
+# %% ../nbs/37_types.ipynb #24f43c5f
 class PILBase(Image.Image):
     "A Pillow picture of which the header is read at once, and the pixels when they are asked for"
     _mode,_white,_file,_tensor_cls,_show_args = 'RGB',255,None,TensorImage,{}
     @classmethod
-    def create(cls,
-        src, # A path, bytes of a file, an open file, an array or tensor (real numbers: from 0 to 1), or a Pillow image
-        **kwargs # Attributes of the picture
-    ): # A picture of this class
-        "Open a picture"
+    def create(cls, src, **kwargs): # What to open; attributes of the picture
+        "From a path, bytes of a file, an open file, a Pillow image, or an array or tensor (real numbers: from 0 to 1)"
         if type(src) is cls and not kwargs: return src
         (im,where),res = _opened(src, cls._white),cls()
-        res._file,res.info,res._mode,res._size,res._where = im,im.info,cls._mode,im.size,where
-        if _notes(im) and im.getexif().get(0x112) in (5,6,7,8): res._size = im.size[::-1]
-        if kwargs: vars(res).update(kwargs)
+        size = im.size[::-1] if _notes(im) and im.getexif().get(0x112) in (5,6,7,8) else im.size
+        vars(res).update(_file=im, info=im.info, _mode=cls._mode, _size=size, _where=where, **kwargs)
         return res
     def load(self):
         if (im := self._source()) is None: return super().load()
@@ -173,14 +151,12 @@ class PILBase(Image.Image):
         try:
             im.load()
             if _notes(im):
-                with suppress(Exception): ImageOps.exif_transpose(im, in_place=True) # unreadable, it says nothing
+                with suppress(Exception): ImageOps.exif_transpose(im, in_place=True) # an unreadable note says nothing
             res = self._converted(im)
         except OSError as e: raise OSError(f'{self._where} cannot be decoded: {e}') from e
         self.im,self._size = res.im,res.size
         return super().load()
-    def reduced(self,
-        n:int, # Pixels
-    ): # This picture, or one in less detail
+    def reduced(self, n:int): # This picture, or one in less detail
         "A picture of at least `n` pixels a side, decoded at reduced size if this is a JPEG that is not decoded yet"
         im = self._source()
         if im is None or im.format not in ('JPEG','MPO') or min(self.size)<2*n: return self
@@ -190,24 +166,21 @@ class PILBase(Image.Image):
         im.draft('RGB', (n,n))
         res._size = im.size[::-1] if turned else im.size
         return res
-    def _source(self):
-        "The file that is not decoded yet, or `None`"
+    def _source(self): # The file that is not decoded yet, or `None`
         if isinstance(self._file, partial): self._file = self._file()
         return self._file
-    @staticmethod
-    def _converted(im): return _to_rgb(im)
+    _converted = staticmethod(_to_rgb)
     def _new(self, im): return retain_type(super()._new(im), self)
     def show(self, ctx=None, **kwargs): return show_image(self, ctx=ctx, **{**self._show_args, **kwargs})
     def __repr__(self): return f'{type(self).__name__} mode={self.mode} size={self.width}x{self.height}'
 
-# %% ../nbs/37_types.ipynb #faca6dc0
+# %% ../nbs/37_types.ipynb #16e4f86e
 class PILImage(PILBase): "A picture in RGB"
 
 class PILImageBW(PILImage):
     "A picture in greys"
     _mode,_tensor_cls = 'L',TensorImageBW
-    @staticmethod
-    def _converted(im): return _to_rgb(im).convert('L')
+    _converted = staticmethod(lambda im: _to_rgb(im).convert('L'))
 
 class PILMask(PILBase):
     "A picture whose pixels are numbers of classes"
@@ -220,117 +193,89 @@ class PILMask(PILBase):
         if x.ndim==2 and x.min()>=0 and x.max()<256: return Image.fromarray(x.astype(np.uint8))
         raise OSError(f'a mask has whole numbers from 0 to 255, one a pixel; this is a picture of mode {im.mode}')
 
-# %% ../nbs/37_types.ipynb #58e1bb7a
+# %% ../nbs/37_types.ipynb #58517772
 def image2tensor(img:Image.Image)->Tensor: # Bytes `(c, h, w)`; in memory, the channels are last
     "A picture's pixels, without a change of their order"
     x = np.frombuffer(bytearray(img.tobytes()), np.uint8) if img.mode in ('RGB','L') else np.array(img)
     return torch.from_numpy(x.reshape(img.height, img.width, -1).transpose(2,0,1))
 
-# %% ../nbs/37_types.ipynb #35fe7e85
-@patch(as_prop=True)
-def shape(x:Image.Image)->tuple: return x.size[1],x.size[0] # Height and width
-@patch(as_prop=True)
-def n_px(x:Image.Image)->int: return x.size[0]*x.size[1] # Pixels
-@patch(as_prop=True)
-def aspect(x:Image.Image)->float: return x.size[0]/x.size[1] # Width by height
+Image.Image.shape = property(lambda self: (self.height,self.width))
 
-# %% ../nbs/37_types.ipynb #f08a8293
-@patch
-def reshape(x:Image.Image, h:int, w:int, resample=Image.BILINEAR): return x.resize((w,h), resample)
 @patch
 def to_thumb(x:Image.Image, h:int, w:int|None=None):
-    "A copy of at most `h` by `w` pixels, of the same shape"
+    "A copy of at most `h` by `w` pixels, of the same proportions"
     (res := x.copy()).thumbnail((w or h, h))
     return res
-@patch
-def resize_max(x:Image.Image, resample=Image.BILINEAR, max_px=None, max_h=None, max_w=None):
-    "A copy with at most so many pixels, rows and columns, of the same shape"
-    h,w = x.shape
-    by = min(1, (max_px/x.n_px)**.5 if max_px else 1, max_h/h if max_h else 1, max_w/w if max_w else 1)
-    return x.reshape(round(h*by), round(w*by), resample)
 
-# %% ../nbs/37_types.ipynb #f8c6e697
+# %% ../nbs/37_types.ipynb #923bcfe7
 class CategoryMap(L):
     "The classes, and the number of each"
     def __init__(self,
-        col, # Labels, or classes
-        sort:bool=True, # In alphabetical order? Or in the order of `col`
+        col, sort:bool=True, # Labels, or classes; in alphabetical order, or in that of `col`?
         add_na:bool=False, # A class '#na#' with the number 0, for all that are unknown?
         strict:bool=False, # Only those of a table's column that occur in it?
     ):
-        if hasattr(col, 'cat'): col = (col.cat.remove_unused_categories() if strict else col).cat.categories.tolist()
-        else:
-            col = L(o for o in L(col.tolist() if hasattr(col, 'tolist') else col, use_list=True).unique()
-                if o==o and o not in (None,'')) # what is no label is no class
-            try: col = col.sorted() if sort else col
-            except TypeError as e: raise TypeError(f'Labels of several types have no order ({e}): `sort=False`.') from e
-        super().__init__(['#na#']*add_na + list(col))
+        if hasattr(col, 'cat'): # a column with an order of its own
+            col,sort = (col.cat.remove_unused_categories() if strict else col).cat.categories,False
+        col = _listed(col).unique().filter(lambda o: o==o and o not in (None,'')) # what is no label is no class
+        try: col = col.sorted() if sort else col
+        except TypeError as e: raise TypeError(f'Labels of several types have no order ({e}): `sort=False`.') from e
+        super().__init__(['#na#']*add_na + col)
         self.o2i,self.add_na = dict(self.val2idx()),add_na
     def map_objs(self, objs): return L(self.o2i[o] for o in objs)
     def map_ids(self, ids): return L(self[int(i)] for i in ids)
     def _new(self, items, *args, **kwargs): return L(items)
 
-# %% ../nbs/37_types.ipynb #f3351cc0
+# %% ../nbs/37_types.ipynb #25bf0750
 def _kinds(ann):
     "The classes that an annotation names"
     if get_origin(ann) in (Union,UnionType): ann = get_args(ann)
     if isinstance(ann, tuple): return [k for o in ann for k in _kinds(o)]
-    ann = type(None) if ann is None else get_origin(ann) or ann
+    ann = get_origin(ann) or ann
     return [ann if isinstance(ann, type) and ann is not inspect.Parameter.empty else object]
 
-def _same(self, x): return x
-_leave = _same,None
+def _hints(f, at):
+    "The classes that argument number `at` of `f` may have, and the class of the result if that is annotated"
+    try: sig = inspect.signature(f, eval_str=True)
+    except (ValueError,TypeError): return [object],None # written in C
+    typ = sig.return_annotation
+    arg = first(list(sig.parameters.values())[at:])
+    return _kinds(arg and arg.annotation),typ if isinstance(typ, type) and typ is not sig.empty else None
+
+_leave = noop,None
 
 class _Overloads:
-    "Functions of one name, of which the class of the argument chooses one"
-    def __init__(self,
-        groups, # Lists of functions; one that fits is taken from the first list that has any
-        at=1, # Which argument decides
-    ): self.groups,self.at,self.found = groups,at,{}
+    "Functions of one name, of which the class of the last argument chooses one"
+    def __init__(self, *fs): self.groups,self.found = [[*fs]],{} # the first group that has a function for it decides
+    def __set_name__(self, cls, name): self.groups += getattr(getattr(super(cls, cls), name, None), 'groups', [])
     def __get__(self, obj, cls=None): return self if obj is None else MethodType(self, obj)
-    def __call__(self, *args): return self.on(*args) if self.at else self.on(None, *args)
-    def on(self, obj, x):
-        f,typ = self.found.get(type(x)) or self.find(type(x))
-        if f is _same: return x
-        res = f(obj, x) if self.at else f(x)
+    def __call__(self, *args):
+        x = args[-1]
+        f,typ = self.found.get(type(x)) or self.find(type(x), len(args)-1)
+        if f is noop: return x
+        res = f(*args)
         return retain_type(res, x, typ) if type(res) in (Tensor,Image.Image) else res
-    def find(self, t):
+    def find(self, t, at):
         "The function for an argument of class `t`, and the class of its result if that is annotated"
-        def far(k): return t.__mro__.index(k) if k in t.__mro__ else len(t.__mro__)-1.5 # an abstract class: far away
-        for fs in self.groups: # of two functions for the same class, the last
-            hints = [(f,ks,typ) for f in fs[::-1] for ks,typ in [self.hints(f)] if issubclass(t, tuple(ks))]
-            fits = [(min(far(k) for k in ks if issubclass(t, k)),f,typ) for f,ks,typ in hints]
-            if fits:
-                f,typ = min(fits, key=itemgetter(0))[1:]
-                return self.found.setdefault(t, _leave if f is _same else (f,typ))
+        for fs in self.groups:
+            kinds = {k: _leave if f is noop else (f,typ) for f in fs for ks,typ in [_hints(f, at)] for k in ks}
+            for k in (*t.__mro__[:-1], *(kinds.keys()-{object}), object): # in the middle, abstract classes
+                if k in kinds and issubclass(t, k): return self.found.setdefault(t, kinds[k])
         return self.found.setdefault(t, _leave)
-    def hints(self, f):
-        "Classes of the argument, and the class of the result, or `None`"
-        try: sig = inspect.signature(f, eval_str=True)
-        except (ValueError,TypeError): return [object],None # written in C
-        ps,ret = list(sig.parameters.values()),sig.return_annotation
-        kinds = _kinds(ps[self.at].annotation) if len(ps)>self.at else [object]
-        return kinds,ret if isinstance(ret, type) and issubclass(ret, (Tensor,Image.Image)) else None
 
-# %% ../nbs/37_types.ipynb #f9a96f00
+# %% ../nbs/37_types.ipynb #d6d65077
 _verbs = 'encodes','decodes','setups'
 
-class _Namespace(dict):
+class _Body(dict):
     "The body of a class: of the verbs, each definition is kept"
-    def __setitem__(self, k, v): super().__setitem__(k, [*self.get(k, []), v] if k in _verbs and callable(v) else v)
+    def __setitem__(self, k, f):
+        if k in _verbs and callable(f): f = _Overloads(*(self[k].groups[0] if k in self else ()), f)
+        super().__setitem__(k, f)
 
-class _TfmMeta(type):
-    @classmethod
-    def __prepare__(cls, name, bases): return _Namespace()
-    def __new__(cls, name, bases, ns):
-        res = super().__new__(cls, name, bases, dict(ns))
-        for k in _verbs:
-            if k in ns: setattr(res, k, _Overloads([ns[k], *getattr(getattr(super(res, res), k, None), 'groups', [])]))
-        res._verbs = {k: getattr(res, k) for k in _verbs}
-        return res
+class _TfmMeta(type): __prepare__ = classmethod(lambda cls, name, bases: _Body())
 
-# %% ../nbs/37_types.ipynb #5c0dd1d3
-def _named(f):
+# %% ../nbs/37_types.ipynb #cdfbe128
+def _named(f): # In errors
     f = getattr(f, 'func', f)
     own = f'{f.__self__.__name__}.' if isinstance(getattr(f, '__self__', None), type) else ''
     return own + getattr(f, '__name__', type(f).__name__)
@@ -343,78 +288,58 @@ class Transform(metaclass=_TfmMeta):
     "A function that may be undone, and runs only on what its annotation names; a tuple goes through part by part"
     order,split_idx,random,names,_whole = 0,None,True,False,False
     def __init__(self,
-        enc=None, # The function
-        dec=None, # What undoes it; `None`: nothing
+        enc=None, dec=None, # The function, and what undoes it; `None`: nothing does
         split_idx:int|None=None, # 0: in training only; 1: in validation only; `None`: in both
         order:int|None=None, # Where a pipeline puts it: the smaller, the earlier
     ):
         if inspect.isfunction(enc) and enc.__name__ in _verbs:
             raise TypeError(f'`{enc.__name__}` is defined in a class body, and not given to {type(self).__name__}.')
-        if enc is not None:
-            self._name,self.random,self.names = _named(enc),getattr(enc, 'random', True),getattr(enc, 'names', False)
-            split_idx = ifnone(split_idx, getattr(enc, 'split_idx', None))
-            order = ifnone(order, getattr(enc, 'order', None))
-        own = {k: _Overloads([[f]], 0) for k,f in dict(encodes=enc, decodes=dec).items() if f is not None}
-        vars(self).update(own, _verbs={**self._verbs, **own})
-        if split_idx is not None: self.split_idx = split_idx
-        if order is not None: self.order = order
+        given = dict(split_idx=split_idx, order=order, random=None, names=None)
+        own = {k: ifnone(v, getattr(enc, k, None)) for k,v in given.items()} # a function may say them too
+        own.update({k: _Overloads(f) for k,f in dict(encodes=enc, decodes=dec).items() if f is not None})
+        if enc is not None: self._name = _named(enc)
+        vars(self).update({k: v for k,v in own.items() if v is not None})
     name = property(lambda self: getattr(self, '_name', type(self).__name__))
     def __repr__(self): return self.name
-    def __call__(self,
-        x, # Anything; of a tuple, each part
-        split_idx:int|None=None, # The split that `x` is from
-        verb:str='encodes', # The functions to choose from
-    ): # What the chosen function returns, in the class of `x` if it is a plain tensor; `x` if there is none
-        "Transform `x`, where this transform applies"
+    def __call__(self, x, split_idx=None, verb='encodes'): # The split that `x` is from; the functions to choose from
+        "What the function for the class of `x` returns, of a tuple for each part; `x` where there is none"
         if self.split_idx is not None and self.split_idx!=split_idx: return x
-        fs = self._verbs[verb]
-        if not isinstance(x, tuple): return fs.on(self, x)
-        if self._whole: return _retuple(fs(self, x) if fs.at else fs(x), x)
+        fs = getattr(self, verb)
+        if not isinstance(x, tuple): return fs(x)
+        if self._whole: return _retuple(fs(x), x)
         new = [o if fs.found.get(type(o)) is _leave else Transform.__call__(self, o, split_idx, verb) for o in x]
         return _retuple(tuple(new), x)
     def decode(self, x, split_idx=None): return Transform.__call__(self, x, split_idx, 'decodes')
-    def setup(self,
-        items=None, # The items, as they come to this transform; or a loader
-        train_setup:bool=False, # Look at the training items only?
-    ):
+    def setup(self, items=None, train_setup:bool=False): # The items as they come to it, or a loader; only `train`?
         "Learn what there is to know from the items"
-        if len(self._verbs['setups'].groups)>1: self.setups(getattr(items, 'train', items) if train_setup else items)
-    encodes = decodes = _same
-    def setups(self, items): pass
+        if len(self.setups.groups)>1: self.setups(getattr(items, 'train', items) if train_setup else items)
+    encodes = decodes = setups = noop
 
-# %% ../nbs/37_types.ipynb #41788a27
+# %% ../nbs/37_types.ipynb #4b7289cb
 class ItemTransform(Transform):
     "A transform that takes a tuple whole"
     _whole = True
 
 class DisplayedTransform(Transform):
     "A transform that shows its arguments"
-    def __repr__(self):
-        args = {k: v for k,v in vars(self).items() if k in argnames(self.__init__)}
-        return f'{self.name} -- {args}'
+    def __repr__(self): return f'{self.name} -- {filter_keys(vars(self), in_(argnames(self.__init__)))}'
 
-for o in (PILBase.create.__func__, parent_label, RegexLabeller, FolderLabeller): o.random,o.names = False,True
-
-# %% ../nbs/37_types.ipynb #eda2fe86
+# %% ../nbs/37_types.ipynb #caee2f9b
 class ToTensor(Transform):
     "Pictures to tensors of their bytes"
     order,random = 5,False
-    def encodes(self, o:PILBase):
-        res = image2tensor(o)
-        res.__class__ = o._tensor_cls # of a tensor that nobody else has, and quicker than `as_subclass`
-        return res
+    def encodes(self, o:PILBase): return image2tensor(o).as_subclass(o._tensor_cls)
     def encodes(self, o:PILMask): return image2tensor(o)[0].as_subclass(o._tensor_cls)
 
 class IntToFloatTensor(DisplayedTransform):
     "Bytes to numbers from 0 to 1; those of a mask to whole numbers"
     order,random = 10,False
-    def __init__(self,
-        div=255., # Pictures are divided by this; 0 or `None`: not divided
-        div_mask=1, # And masks by this
-    ): store_attr()
+    def __init__(self, div=255., div_mask=1): store_attr() # What pictures (`None`: nothing) and masks are divided by
     def encodes(self, o:TensorImage): return o.float().div_(self.div) if self.div else o.float()
     def encodes(self, o:TensorMask): return (o//self.div_mask).long()
     def decodes(self, o:TensorImage): return o.clamp(0., 1.) if self.div else o
+
+for o in (PILBase.create.__func__, parent_label, RegexLabeller, FolderLabeller): o.random,o.names = False,True
 
 # %% ../nbs/37_types.ipynb #8b47133e
 class TransformError(RuntimeError):
@@ -434,7 +359,7 @@ def _class_of(o): # A short text for messages
     if isinstance(o, tuple): return f"{type(o).__name__} ({', '.join(map(_class_of, o))})"
     return f'{type(o).__name__} {tuple(o.shape)}' if isinstance(o, Tensor) and o.ndim else type(o).__name__
 
-# %% ../nbs/37_types.ipynb #ea09e65c
+# %% ../nbs/37_types.ipynb #d38c26fc
 def _packed(items):
     "Paths as `PackedPaths`, a frame as it is, and anything else as a list"
     if isinstance(items, PackedPaths) or hasattr(items, 'iloc') or hasattr(items, 'subset'): return items
@@ -450,13 +375,12 @@ def _pick(items, idxs):
 def _checked(splits, n):
     "`splits`, positions or masks, as lists of positions"
     if splits is None: return L(range(n), [])
-    try:
-        halves,owner = L(map(_listed, splits)),{}
-        splits = halves.map(lambda o: L(mask2idxs(o)).map(int))
+    try: halves = L(L(o if isinstance(o, (bool,np.bool_)) else int(o) for o in _listed(half)) for half in splits)
     except (TypeError,ValueError) as e: raise TypeError('Splits are positions or masks, and not '
         f'{truncstr(repr(splits), 80)}.') from e
     odd = first(halves, lambda o: isinstance(first(o), (bool,np.bool_)) and len(o)!=n)
     if odd: raise ValueError(f'A split is a mask of {len(odd)} flags, but there are {n} items.')
+    splits,owner = halves.map(lambda o: L(mask2idxs(o))),{}
     if not splits[0]: raise ValueError(f'Of {n} items, none are for training: look at what splits them.')
     for k,i in ((k,i) for k,idxs in enumerate(splits) for i in idxs):
         if not 0<=i<n: raise ValueError(f'Split {k} names item {i}, but there are {n} items, 0 to {n-1}.')

@@ -248,3 +248,9 @@ def test_pipeline():
     a,y = pipe((pic(30,40),3))
     assert type(a) is TensorImage and a.shape==(3,20,20) and y==3 and [f.name for f in pipe]==['FlipItem','Resize','ToTensor']
     with pytest.raises(TransformError, match='Resize'): Pipeline(Resize(20))(PILImage.create(files['big'][:9000]))
+
+def test_names_of_all_pillow_images():
+    im = Image.effect_noise((40,30), 60).convert('RGB')
+    assert (im.shape, im.n_px, im.aspect, im.reshape(3, 4).size, im.to_thumb(20).size, im.to_thumb(10, 40).size)==((30,40), 1200, 4/3, (4,3), (20,15), (13,10))
+    assert [im.resize_max(**k).size for k in (dict(max_px=300), dict(max_h=15), dict(max_w=10), {})]==[(20,15), (20,15), (10,8), (40,30)]
+    assert not np.array_equal(x(im.reshape(9, 9, Image.NEAREST)), x(im.reshape(9, 9))) and not np.array_equal(x(im.resize_max(Image.NEAREST, max_w=9)), x(im.resize_max(max_w=9)))
