@@ -57,6 +57,7 @@ from .splitters import *
 from .fused import *
 from .optimizers import *
 from .safety import *
+from .resume import *
 
 # %% ../nbs/99_all.ipynb #824c6eaa
 class _Chain:

@@ -36,12 +36,12 @@ _down = 'loss|error|mse|msle|mae|mape|nll|perplexity|deviance|distance|divergenc
 
 class _Fits(Callback):
     "Runs in a fit, not in a validation on its own or a search for a learning rate"
-    run_lr_find = False
+    run_lr_find,of_fit = False,True # its state belongs to a fit, and not to the weights that are saved
     def __call__(self, event_name): super().__call__(event_name) if self.learn is None or self.fitting else None
 
 class TrackerCallback(_Fits):
     "Follows one number of the epochs' rows: `best` so far, and whether it is a `new_best`"
-    order,best,new_best = 60,None,False
+    order,best,new_best,kept = 60,None,False,('best','new_best') # what is `kept` when a fit goes on elsewhere
     def __init__(self,
         monitor:str='valid_loss', # Heading of the number's column, or the metric
         comp=None, # `comp(new, old)`: is it better? `None`: smaller for losses and errors, else larger
@@ -60,11 +60,13 @@ class TrackerCallback(_Fits):
         v = self.history[-1][self.monitor]
         self.new_best = v is not None and bool(self.comp(v+self.delta, self.best))
         if self.new_best: self.best = v
+    def state_dict(self)->dict: return {k: getattr(self, k) for k in self.kept}
+    def load_state_dict(self, state:dict): vars(self).update(state)
 
 # %% ../nbs/20_tracker.ipynb #6304d6a8
 class PatientCallback(TrackerCallback):
     "Base of callbacks that do something, `lose_patience`, when the number has not improved for `patience` epochs"
-    wait = 0
+    wait,kept = 0,(*TrackerCallback.kept,'wait')
     def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., # As in `TrackerCallback`
         patience:int=1, reset_on_fit:bool=True, # Epochs to wait, where 0 is like 1
     ):
@@ -99,7 +101,8 @@ def save(self:Learner,
     "Save the model's weights and the optimizer's state, whole or not at all"
     file,weights = _file(self, file),self.model.state_dict()
     opt = dict(self.opt.state_dict(), by=_kind(self.opt)) if with_opt and self.opt else {}
-    cbs = {o.name: o.state_dict() for o in self.cbs if hasattr(type(o), 'state_dict')}
+    mine = self.cbs.filter(lambda o: hasattr(type(o), 'state_dict') and not getattr(type(o), 'of_fit', False))
+    cbs = {o.name: o.state_dict() for o in mine}
     if opt and cbs: opt['cbs'] = cbs
     sd = dict(model=weights, opt=opt) if opt else weights
     if file.suffix=='.pth': return write_whole(file, partial(torch.save, sd))
@@ -116,7 +119,9 @@ def _read(file):
     try:
         if file.suffix=='.pth':
             sd = torch.load(file, 'cpu', weights_only=True)
-            return (sd['model'], sd['opt'] if 'groups' in sd['opt'] else {}) if 'model' in sd else (sd,{})
+            if not isinstance(sd, dict): raise RuntimeError(f'it has a {type(sd).__name__}')
+            opt = sd.get('opt') or {}
+            return (sd['model'], opt if 'groups' in opt else {}) if isinstance(sd.get('model'), dict) else (sd,{})
         with safe_open(file, 'pt') as f: tensors,text = {k:f.get_tensor(k) for k in f.keys()},f.metadata() or {}
     except (SafetensorError,RuntimeError,pickle.UnpicklingError,EOFError) as e:
         raise ValueError(f'{file} holds no weights, or is damaged: {e}.') from None
@@ -129,8 +134,8 @@ def _read(file):
 @patch
 def load(self:Learner,
     file, # What `save` was given
-    device=None, # Bring the model there first; `None`: it stays where it is
     with_opt:bool|None=None, # The optimizer's state too? `None`: if the file has one
+    device=None, # Bring the model there first; `None`: it stays where it is
     strict:bool=True, # Must the names of all weights agree? Their shapes must, in any case
 ): # The learner
     "Load what `save` has written: all of it, or nothing if something does not fit"
@@ -174,11 +179,15 @@ class SaveModelCallback(TrackerCallback):
     def _save(self, n=''):
         name = re.sub(r'(\.pth|\.safetensors|)$', rf'{n}\1', str(self.fname), count=1)
         self.last_saved_path = self.learn.save(name, with_opt=self.with_opt)
+    def state_dict(self): return {**super().state_dict(), 'last_saved_path':self.last_saved_path and str(self.last_saved_path)}
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.last_saved_path = self.last_saved_path and Path(self.last_saved_path)
 
 # %% ../nbs/20_tracker.ipynb #20d8127d
 class ReduceLROnPlateau(PatientCallback):
     "Divide the learning rates by `factor` when the number has not improved for `patience` epochs"
-    order,new = TrackerCallback.order+2,None
+    order,new,kept = TrackerCallback.order+2,None,(*PatientCallback.kept,'new')
     def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., patience:int=1, # As above
         factor:float=10., # The rates are divided by this, which is more than 1
         min_lr:float=0., reset_on_fit:bool=True, # No rate gets below `min_lr`
@@ -212,6 +221,10 @@ class CSVLogger(_Fits):
         write_whole(self.file, self._write)
     def after_epoch(self):
         self.rows.append([self.history[-1][k] for k in self.rows[0]])
+        write_whole(self.file, self._write)
+    def state_dict(self)->dict: return dict(rows=self.rows)
+    def load_state_dict(self, state:dict):
+        self.rows = list(state['rows'])
         write_whole(self.file, self._write)
     def _write(self, file):
         with open(file, 'w', newline='', encoding='utf8') as f: csv.writer(f).writerows(self.rows)
@@ -260,6 +273,8 @@ class TensorBoardCallback(_Fits):
     def after_epoch(self):
         self._send({k:v for k,v in self.history[-1].items() if k not in ('epoch','train_loss')})
         if self.log_preds and not self.training and self.pred is not None: self._draw(self.x, self.y, self.pred)
+    def state_dict(self)->dict: return dict(step=self.step, sent=self.sent)
+    def load_state_dict(self, state:dict): vars(self).update(state)
     def _send(self, row):
         "Write the losses since the last time, the hyper-parameters and `row`"
         losses = self.recorder.losses[self.sent:]

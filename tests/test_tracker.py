@@ -193,7 +193,7 @@ def test_device(quick):
         def to(self, dev): self.__dict__.setdefault('moved', []).append(dev)
     quick().save('line')
     m = quick(model=Moves())
-    assert not hasattr(m.load('line').model, 'moved') and m.load('line', 'cpu').model.moved==['cpu'] and m.opt is None
+    assert not hasattr(m.load('line').model, 'moved') and m.load('line', None, 'cpu').model.moved==['cpu'] and m.opt is None
 
 kinds = dict(sgd=SGD, mom=partial(SGD, mom=0.9), adam=Adam, lion=Lion, radam=RAdam, adamw=partial(OptimWrapper, opt=torch.optim.AdamW),
     torch_sgd=partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9))
