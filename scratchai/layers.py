@@ -49,7 +49,7 @@ def xavier_uniform_(t:Tensor, gain:float=1.)->Tensor: # `t`
     bound = gain*math.sqrt(6/sum(_fans(t)))
     with torch.no_grad(): return t.uniform_(-bound, bound)
 
-# %% ../nbs/05_layers.ipynb #3ff376c3
+# %% ../nbs/05_layers.ipynb #e50cec99
 def _check_width(m, x, axis, n, what):
     "Is axis `axis` of `x` as long as module `m` needs?"
     if -x.ndim<=axis<x.ndim and x.shape[axis]==n: return
@@ -59,8 +59,7 @@ def _check_width(m, x, axis, n, what):
 class Linear(Module):
     "`x @ weight.T + bias`"
     def __init__(self,
-        ni:int, # Inputs
-        nf:int, # Outputs
+        ni:int, nf:int, # Inputs and outputs
         bias:bool=True, # Add a bias, zero at first?
     ):
         self.weight = Parameter(kaiming_normal_(torch.empty(nf, ni)))
@@ -72,14 +71,12 @@ class Linear(Module):
 
     def extra_repr(self): return ', '.join(map(str, self.weight.shape[::-1])) + ', bias=False'*(self.bias is None)
 
-# %% ../nbs/05_layers.ipynb #95318152
+# %% ../nbs/05_layers.ipynb #6c05890b
 class Conv2d(Module):
     "Find `nf` patterns in pictures of `ni` channels"
     def __init__(self,
-        ni:int, # Input channels
-        nf:int, # Output channels
-        ks:int|tuple=3, # Height and width of a pattern
-        stride:int|tuple=1, # Step from one place to the next
+        ni:int, nf:int, # Channels in and out
+        ks:int|tuple=3, stride:int|tuple=1, # Height and width of a pattern; step from one place to the next
         padding:int|tuple|str|None=None, # Zeros on each side; `None`: as many as keep the size at stride 1
         bias:bool=True, # Add a bias, zero at first?
         groups:int=1, # Parts of the channels that do not see each other
@@ -107,11 +104,10 @@ class Conv2d(Module):
         ks = self.ks[0] if len(set(self.ks))==1 else self.ks
         return f'{self.ni}, {self.nf}, ks={ks}{changed}' + ', bias=False'*(self.bias is None)
 
-# %% ../nbs/05_layers.ipynb #4e824703
+# %% ../nbs/05_layers.ipynb #e6dd614c
 class _Pool(Module):
     def __init__(self,
-        ks:int|tuple=2, # Height and width of a patch
-        stride:int|tuple|None=None, # Step from patch to patch; `None`: `ks`
+        ks:int|tuple=2, stride:int|tuple|None=None, # Height and width of a patch; step to the next, `None`: `ks`
         padding:int|tuple=0, # Zeros on each side for `AvgPool`; for `MaxPool` a border that never wins
         ndim:int=2, # Axes of places: 1, 2 or 3
         ceil_mode:bool=False, # Also a last patch that hangs over the edge?
@@ -227,20 +223,17 @@ class GroupNorm(_Norm):
         return F.group_norm(x, self.n_groups, self.weight, self.bias, self.eps)
     def extra_repr(self): return f'{self.n_groups}, {self.shape[0]}'
 
-# %% ../nbs/05_layers.ipynb #07689b25
+# %% ../nbs/05_layers.ipynb #3a76db39
 class ConvLayer(Sequential):
     "A convolution, a normalisation and an activation"
     def __init__(self,
-        ni:int, # Input channels
-        nf:int, # Output channels
-        ks:int|tuple=3, # Height and width of a pattern
-        stride:int|tuple=1, # Step; 2 halves height and width
+        ni:int, nf:int, # Channels in and out
+        ks:int|tuple=3, stride:int|tuple=1, # Height and width of a pattern; 2 halves height and width of the picture
         padding:int|tuple|None=None, # `None`: as much as keeps the size at stride 1; with `transpose` none
         bias:bool|None=None, # A bias in the convolution? `None`: where no `BatchNorm` or `InstanceNorm` follows
         ndim:int=2, # Axes of places: 1, 2 or 3
         norm_type:NormType|None=NormType.Batch, # `None` for none
-        bn_1st:bool=True, # The normalisation before the activation?
-        act_cls=ReLU, # A class made without arguments; `None` for none
+        bn_1st:bool=True, act_cls=ReLU, # Normalisation before activation? A class without arguments, or `None`
         transpose:bool=False, # A transposed convolution?
         init='auto', # Fills the weight; 'auto': the activation's `default_init`, else `kaiming_uniform_`; `None`: as made
         xtra=None, # One more layer at the end

@@ -8,8 +8,7 @@ __all__ = ['pretrained_weights', 'models', 'resnet18', 'resnet34', 'resnet50', '
            'xse_resnet152', 'xse_resnext18', 'xse_resnext34', 'xse_resnext50', 'xse_resnext101', 'xse_resnext152',
            'BasicBlock', 'Bottleneck', 'ResNet', 'SEModule', 'spectral_norm', 'weight_norm', 'SelfAttention',
            'SimpleSelfAttention', 'Mish', 'Swish', 'BlurPool', 'MaxBlurPool', 'ResBlock', 'init_cnn', 'XResNet',
-           'SEBlock', 'SEResNeXtBlock', 'in_channels', 'model_sizes', 'num_features_model', 'has_params',
-           'total_params', 'sequential', 'AdaptiveConcatPool2d']
+           'SEBlock', 'SEResNeXtBlock', 'has_params', 'total_params', 'sequential']
 
 # %% ../nbs/13_resnet.ipynb #0c79637d
 import torch,torch.nn.functional as F
@@ -44,14 +43,13 @@ class Bottleneck(BasicBlock):
         self._shortcut(ni, nf*4, stride)
     def path(self, x): return self.bn3(self.conv3(self.relu(super().path(x))))
 
-# %% ../nbs/13_resnet.ipynb #42ffba35
+# %% ../nbs/13_resnet.ipynb #fc07c290
 class ResNet(Module):
     "A stem, stages of blocks, the mean over all places and a linear layer, under torchvision's names"
     def __init__(self,
         block, # `BasicBlock` or `Bottleneck`
         layers:list, # Blocks in each of the four stages
-        n_out:int=1000, # Outputs
-        c_in:int=3, # Input channels
+        n_out:int=1000, c_in:int=3, # Outputs, and input channels
         num_classes:int|None=None, # torchvision's name of `n_out`
     ):
         self.conv1,self.bn1 = Conv2d(c_in, 64, 7, 2, bias=False),BatchNorm(64)
@@ -92,11 +90,11 @@ resnet18,resnet34 = _arch('resnet18', ResNet, BasicBlock, [2,2,2,2]),_arch('resn
 resnet50,resnet101 = _arch('resnet50', ResNet, Bottleneck, [3,4,6,3]),_arch('resnet101', ResNet, Bottleneck, [3,4,23,3])
 resnet152 = _arch('resnet152', ResNet, Bottleneck, [3,8,36,3])
 
-# %% ../nbs/13_resnet.ipynb #a10873b8
+# %% ../nbs/13_resnet.ipynb #dc45207f
 class SEModule(Module):
     "Scale each of `ch` channels by a number from 0 to 1, found from the means of all by way of `ch/reduction` numbers"
     def __init__(self, ch:int, reduction:int, act_cls=ReLU):
-        nf,conv = -(-(ch//reduction)//8)*8,partial(ConvLayer, ks=1, norm_type=None)
+        nf,conv = -(-(ch//reduction)//8)*8,partial(ConvLayer, ks=1, norm_type=None) # up to a multiple of 8
         self.layers = [AdaptivePool(), conv(ch, nf, act_cls=act_cls), conv(nf, ch, act_cls=None)]
     def forward(self, x): return x*compose(*self.layers)(x).sigmoid() # `(bs, ch, h, w)` to the same
 
@@ -187,29 +185,23 @@ class MaxBlurPool(BlurPool):
     "`BlurPool` of the maximum of each 3x3 patch"
     def forward(self, x): return super().forward(getattr(F, self.pool)(x, 3, 1, 1))
 
-# %% ../nbs/13_resnet.ipynb #6a6ab482
+# %% ../nbs/13_resnet.ipynb #08df8a12
 class ResBlock(Module):
     "A path of two convolutions, or of three where `expansion` is not 1, and a shortcut (He T. et al., 2018)"
     @delegates(ConvLayer)
     def __init__(self,
         expansion:int, # The block takes `ni*expansion` channels and gives `nf*expansion`
-        ni:int, # Input channels
-        nf:int, # Output channels
+        ni:int, nf:int, # Channels in and out
         stride:int=1, # 2 halves height and width
         groups:int=1, # Of the convolution with the stride
         reduction:int|None=None, # Of a `SEModule` at the end of the path
-        nh1:int|None=None, # Channels after the first of three convolutions; `None`: `nh2`
-        nh2:int|None=None, # Channels before the last; `None`: `nf`
-        dw:bool=False, # As many groups as channels, in place of `groups`?
-        g2:int=1, # Groups of the last convolution
-        sa:bool=False, # A `SimpleSelfAttention` at the end of the path?
-        sym:bool=False, # A symmetric one?
+        nh1:int|None=None, nh2:int|None=None, # Channels after the first of three convolutions, and before the last
+        dw:bool=False, g2:int=1, # As many groups as channels, in place of `groups`? Groups of the last convolution
+        sa:bool=False, sym:bool=False, # A `SimpleSelfAttention` at the end of the path? A symmetric one?
         norm_type:NormType=NormType.Batch, # In the path, where the last starts at zero
         act_cls=ReLU, # In the path and after the sum
-        ndim:int=2, # Axes of places
-        ks:int=3, # Height and width of a pattern
-        pool=AvgPool, # Halves the shortcut; called with `stride`, `ndim` and `ceil_mode`
-        pool_first:bool=True, # Before the 1x1 convolution there?
+        ndim:int=2, ks:int=3, # Axes of places; height and width of a pattern
+        pool=AvgPool, pool_first:bool=True, # Halves the shortcut; before the 1x1 convolution there?
         **kwargs
     ):
         zero = {NormType.Batch:NormType.BatchZero, NormType.Instance:NormType.InstanceZero}.get(norm_type, norm_type)
@@ -229,7 +221,7 @@ class ResBlock(Module):
     def forward(self, x): # `(bs, ni*expansion, h, w)` to `(bs, nf*expansion, h/stride, w/stride)`
         return self.act(self.convpath(x) + self.idpath(x))
 
-# %% ../nbs/13_resnet.ipynb #24b6eeb5
+# %% ../nbs/13_resnet.ipynb #2e6c89b0
 def init_cnn(m:Module):
     "`kaiming_normal_` for convolutions and linear layers, zero for each bias"
     for o in m.modules():
@@ -244,13 +236,11 @@ class XResNet(Sequential):
         expansion:int, # Channels between blocks are so many times those inside
         layers:list, # Blocks in each stage
         p:float=0., # Probability of the dropout
-        c_in:int=3, # Input channels
-        n_out:int=1000, # Outputs
+        c_in:int=3, n_out:int=1000, # Input channels, and outputs
         stem_szs:tuple=(32,32,64), # Channels of the stem
         widen:float=1., # Factor on the channels of the stages
         sa:bool=False, # Attention at the end of the first of four stages? Of more, of the fourth from last
-        act_cls=ReLU, # Activation
-        ndim:int=2, # Axes of places
+        act_cls=ReLU, ndim:int=2, # Activation; axes of places
         ks:int=3, # Height and width of a pattern, odd
         stride:int=2, # Of the stem, of its pooling, and of each stage but the first
         **kwargs
@@ -281,31 +271,6 @@ xresnet18,xresnet34,xresnet50,xresnet101,xresnet152 = _archs('xresnet', ResBlock
 xse_resnet18,xse_resnet34,xse_resnet50,xse_resnet101,xse_resnet152 = _archs('xse_resnet', SEBlock)
 xse_resnext18,xse_resnext34,xse_resnext50,xse_resnext101,xse_resnext152 = _archs('xse_resnext', SEResNeXtBlock)
 
-# %% ../nbs/13_resnet.ipynb #8029fa14
-def in_channels(m)->int: # Of a model, ours or a `torch.nn.Module`
-    "Channels that the first convolution for pictures takes"
-    for o in m.modules():
-        if getattr(getattr(o, 'weight', None), 'ndim', 0)==4: return o.weight.shape[1]
-    raise ValueError(f'{type(m).__name__} has no convolution for pictures, with a weight of 4 axes.')
-
-def model_sizes(m, size:tuple=(64,64))->list: # A `torch.Size` for each child; `size`: height and width of the picture
-    "Shapes of what the children of `m` put out for one picture"
-    modes,shapes = [(o, o.training) for o in m.modules()],[]
-    hooks = [o.register_forward_hook(lambda m,i,out: shapes.append(out.shape)) for o in m.children()]
-    try:
-        with torch.no_grad(): m.eval()(first(m.parameters()).new_zeros(1, in_channels(m), *size))
-    finally:
-        for o in hooks: o.remove()
-        for o,mode in modes: o.training = mode
-    return shapes
-
-def num_features_model(m)->int:
-    "Channels of the output of the last child of `m`"
-    for sz in (32, 64, 128, 224, 256, 384, 512, 1024):
-        try: return model_sizes(m, (sz,sz))[-1][1]
-        except Exception: pass
-    return model_sizes(m, (2048,2048))[-1][1]
-
 # %% ../nbs/13_resnet.ipynb #db648495
 def has_params(m)->bool: return bool(list(m.parameters())) # Has `m` a parameter?
 def total_params(m)->tuple: # Numbers in all parameters, and whether the first of these is trained
@@ -313,10 +278,3 @@ def total_params(m)->tuple: # Numbers in all parameters, and whether the first o
     ps = list(m.parameters())
     return sum(p.numel() for p in ps),bool(ps) and ps[0].requires_grad
 def sequential(*layers)->Sequential: return Sequential(*layers) # Layers and functions, one after the other
-
-# %% ../nbs/13_resnet.ipynb #738bc1db
-class AdaptiveConcatPool2d(Module):
-    "Maximum and mean of each of `size` by `size` patches, side by side"
-    def __init__(self, size:int|None=None): self.size = size or 1
-    def forward(self, x): # `(bs, c, h, w)` to `(bs, 2*c, size, size)`
-        return torch.cat([F.adaptive_max_pool2d(x, self.size), F.adaptive_avg_pool2d(x, self.size)], 1)

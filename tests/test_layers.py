@@ -1,5 +1,5 @@
 "Chapter 05: layers against PyTorch's over a grid of arguments, errors in words, initialisation"
-import itertools,math,pickle
+import inspect,itertools,math,pickle
 from copy import deepcopy
 
 import pytest,torch,torch.nn as nn,torch.nn.functional as F
@@ -198,6 +198,12 @@ def test_conv_layer():
     assert ConvLayer(4, 8, 2, 2, transpose=True)(x).shape==(2,8,64,64) and ConvLayer(4, 8, groups=2, dilation=3)(x).shape==(2,8,32,32)
     assert ConvLayer(4, 8, ndim=1)(x[...,0]).shape==(2,8,32) and ConvLayer(4, 8, ndim=3)(torch.randn(2,4,5,5,5)).shape==(2,8,5,5,5)
     assert ConvLayer(4, 8, groups=2)[0].weight.shape==(8,2,3,3)
+
+def test_conv_layer_has_fastais_arguments():
+    ps = list(inspect.signature(ConvLayer.__init__).parameters.values())[1:]
+    assert [(o.name, o.default) for o in ps[2:-1]]==[('ks',3), ('stride',1), ('padding',None), ('bias',None), ('ndim',2), ('norm_type',NormType.Batch),
+        ('bn_1st',True), ('act_cls',ReLU), ('transpose',False), ('init','auto'), ('xtra',None), ('bias_std',0.01)]
+    assert [o.name for o in ps[:2]]==['ni','nf'] and [o.name for o in NormType]==['Batch','BatchZero','Weight','Spectral','Instance','InstanceZero']
 
 def test_conv_layer_of_the_book():
     "fastbook 19 calls `ConvLayer(ni, nf, stride=2)`; what was called `norm` and `act` here has other names"

@@ -426,6 +426,25 @@ def test_compile_takes_what_torchs_takes():
     learn.fit(1)
     assert n>0 and len(first)==n and len(second)>0
 
+def test_a_forward_of_the_users_own_is_what_is_compiled():
+    learn = learner()
+    x = torch.randn(2, 6)
+    learn.model.forward = lambda x: Tiny.forward(learn.model, x)*2
+    want = learn.model(x)
+    for _ in range(2): assert torch.equal(learn.compile(backend='eager').model(x), want)
+
+@pytest.mark.slow
+def test_a_network_of_blocks_is_one_program():
+    "One for training and one for evaluation, however often they run"
+    from scratchai.resnet import ResBlock,XResNet
+    torch._dynamo.reset()
+    graphs,data = [],pics().dls
+    learn = Learner(data, XResNet(ResBlock, 1, [1,1,1,1], n_out=10, stem_szs=(4,4,64), widen=.125, sa=True)).to_bf16().to_channelslast()
+    learn.compile(backend=lambda gm, inputs: graphs.append(1) or gm)
+    with learn.no_logging():
+        for _ in range(2): learn.fit(1)
+    assert len(graphs)==2
+
 @pytest.mark.slow
 def test_freezing_and_lr_find_with_a_compiled_model():
     learn = pics(splitter=lambda m: [L(m[:4].parameters()), L(m[6].parameters())]).compile(backend='eager').to_bf16()

@@ -8,6 +8,7 @@ from scratchai.core import no_random
 from scratchai.module import *
 from scratchai.layers import *
 from scratchai.resnet import *
+from scratchai.transfer import *
 
 stages = {18:[2,2,2,2], 34:[3,4,6,3], 50:[3,4,6,3], 101:[3,4,23,3], 152:[3,8,36,3]}
 

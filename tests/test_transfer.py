@@ -308,6 +308,7 @@ def test_signature():
         custom_head=None, concat_pool=True, pool=True, lin_ftrs=None, ps=.5, first_bn=True, bn_final=False, lin_first=False,
         y_range=None, n_in=3, lr=.001, opt_func=Adam)
     got = {k:o.default for k,o in inspect.signature(vision_learner).parameters.items() if k not in ('dls','arch')}
+    assert list(inspect.signature(vision_learner).parameters)[:9]==['dls','arch','normalize','n_out','pretrained','loss_func','opt_func','lr','splitter']
     assert got==want and cnn_learner is vision_learner
     tune = inspect.signature(Learner.fine_tune).parameters
     assert {k:tune[k].default for k in list(tune)[2:7]}==dict(base_lr=2e-3, freeze_epochs=1, lr_mult=100, pct_start=.3, div=5.)
