@@ -36,7 +36,7 @@ def wilson(
     mid,half = p+d/2,z*(p*(1-p)/n + d/n/4)**.5
     return (mid-half)/(1+d),(mid+half)/(1+d)
 
-# %% ../nbs/25_report.ipynb #073e904f
+# %% ../nbs/25_report.ipynb #23a4e0da
 def say_accuracy(interp:ClassificationInterpretation)->list: # Paragraphs
     "How often the model is right, how far that may be off, and what is hardest"
     cm,names = interp.confusion_matrix(),dict(zip(interp.vocab, interp.names))
@@ -45,7 +45,7 @@ def say_accuracy(interp:ClassificationInterpretation)->list: # Paragraphs
     said = [f'On further pictures of this kind, expect between {lo:.1%} and {hi:.1%} (95% Wilson interval).',
         f'Always naming the most frequent class would be right for {true.max()/n:.1%}.',
         f'Hardest class: {interp.names[i]}, with {right[i]:,} of {true[i]:,} pictures recognised.',
-        *[f'Most frequent mistake: {names[a]} taken for {names[b]}, {k:,} times.' for a,b,k in interp.most_confused()]]
+        *[f'Most frequent mistake: {names[a]} taken for {names[b]} ({k:,}).' for a,b,k in interp.most_confused()]]
     lead = P(Strong(f'{right.sum()/n:.1%}'), f' of {n:,} pictures are recognised.', cls='lead')
     return [lead, Ul(*map(Li, said[:4]))]
 
@@ -118,7 +118,7 @@ def show_mistakes(interp:ClassificationInterpretation, n:int=12)->list: # A para
     text = [' Over the second of each pair, light marks what spoke for the decision (Grad-CAM).'][:heats[0] is not None]
     return [P('The pictures as the model gets them, the largest loss first.', *text), Div(*figs, cls='grid')]
 
-# %% ../nbs/25_report.ipynb #7974c517
+# %% ../nbs/25_report.ipynb #7b8b12a4
 def html_plot(
     draw, alt:str, # A function that draws with matplotlib; what it shows
 ): # SVG
@@ -146,41 +146,42 @@ def show_history(rows)->list: # Of each epoch, a dict of numbers; a plot and a t
             ys = [o.get(k) if isinstance(o.get(k), (int,float)) else np.nan for o in rows]
             plt.plot(range(1, len(rows)+1), ys, style, label=k)
         plt.gca().set(xlabel='epochs', ylabel='loss')
+        plt.locator_params(axis='x', integer=True)
         plt.legend()
     cells = [[f'{v:.4g}' if isinstance(v, float) else printable(ifnone(v, '–')) for v in o.values()] for o in rows]
     last = ', '.join(f'{printable(k)} {c}' for k,c in zip(rows[-1], cells[-1]))
     return [html_plot(draw, f'Training and validation loss of {len(rows)} epochs. The last: {last}.'),
         Details(Summary('The numbers'), html_table('Epochs', map(printable, rows[0]), cells))]
 
-# %% ../nbs/25_report.ipynb #04efe955
+# %% ../nbs/25_report.ipynb #96a34170
 _css = '''
 :root{color-scheme:light dark;--ink:#1a1c20;--paper:#fff;--soft:#50565f;--line:#c4c9d0}
 @media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--paper:#16181c;--soft:#a9b0ba;--line:#454b54}}
 body{margin:0 auto;padding:1rem;max-width:60rem;font:1rem/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
-h1,h2,figcaption{overflow-wrap:anywhere}h2{margin-top:2.5rem}p{max-width:42rem}.lead{font-size:1.4rem}
+h1,h2,figcaption,tbody th{overflow-wrap:anywhere}h2{margin-top:2.5rem}p{max-width:42rem}.lead{font-size:1.4rem}
 .wide{overflow:auto;max-height:40rem}@media print{.wide{max-height:none}tr,figure{break-inside:avoid}}
 table{border-collapse:collapse}th,td{padding:.25rem .5rem;border-bottom:1px solid var(--line);text-align:right}
-caption,tr>:first-child{text-align:left}th{font-weight:500;vertical-align:bottom}
-tbody th{position:sticky;left:0;background:var(--paper)}.right{outline:2px solid;outline-offset:-2px;font-weight:700}
+caption,tr>:first-child{text-align:left}th{font-weight:500;vertical-align:bottom}tbody th{position:sticky;left:0}
+tbody th{min-width:6rem;max-width:12rem;background:var(--paper)}.right{outline:2px solid;outline-offset:-2px;font-weight:700}
 td[style]{background:rgba(70,130,220,calc(var(--share)*.6));text-align:center;print-color-adjust:exact}
 table:has(td[style]) th+th{writing-mode:vertical-rl;rotate:180deg;text-align:left;vertical-align:top}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr));gap:1.2rem}figure{margin:0}
 .pair{display:flex;gap:.3rem}.pair img{flex:1;min-width:0;max-width:50%;height:auto}footer,figcaption{font-size:.9rem}
 footer,figcaption{color:var(--soft)}strong{color:var(--ink)}.plot svg{max-width:100%;height:auto}.plot text{fill:currentColor}
 '''
-_policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 def html_page(
     title:str, lead:list, parts:dict, # For the tab and on top; what is said first; headings with what follows them
 )->str: # The text of a file that needs no other
     "A page for any browser"
     head = Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
-        Meta(http_equiv='Content-Security-Policy', content=_policy), Title(title), Style(Safe(_css)))
+        Meta(http_equiv='Content-Security-Policy', content="default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+        ), Title(title), Style(Safe(_css)))
     main = Main(H1(title), *lead, *[Section(H2(k), *v) for k,v in parts.items()])
     end = Footer(P(f'Written by scratchai {__version__} on {date.today():%d %B %Y}.'))
     return to_xml(Html(head, Body(main, end), lang='en'), indent=False)
 
-# %% ../nbs/25_report.ipynb #452f1a63
+# %% ../nbs/25_report.ipynb #df05dac0
 def list_facts(interp:ClassificationInterpretation, notes=())->list: # Further sentences; a list
     "What was looked at, and what was left out"
     model,n = interp.learn.model,len(interp.bad)
@@ -196,9 +197,8 @@ def list_facts(interp:ClassificationInterpretation, notes=())->list: # Further s
 def write_report(
     learn:Learner, # It decides for one class a picture
     file, # The `.html` file to write
-    title:str|None=None, # `None`: a general one
+    title:str|None=None, notes=(), # What stands on top, and at the end of the page
     dl=None, # Labelled data; `None`: the validation set
-    notes=(), # Further sentences for the list of what was looked at
 )->Path: # The file, which needs no other
     "Write what a model does with labelled pictures to one page; it is there whole or not at all"
     interp = ClassificationInterpretation.from_learner(learn, dl=dl)
@@ -210,10 +210,9 @@ def write_report(
     text = html_page(printable(title or 'What the model gets right and wrong'), say_accuracy(interp), parts)
     return write_whole(file, lambda f: f.write_text(text, encoding='utf-8'))
 
-# %% ../nbs/25_report.ipynb #ea6a1a03
+# %% ../nbs/25_report.ipynb #21567099
 def labelled_dl(
-    learn:Learner, # From `load_learner`
-    data, # A folder of class folders, or one with `valid`, `val` or `train` of them
+    learn:Learner, data, # From `load_learner`; a folder of class folders, or one with `valid`, `val` or `train` of them
 )->tuple: # A loader, and sentences on what was left out
     "The pictures of those classes that a model knows"
     root = first([Path(data)/o for o in ('valid','val','train')], Path.is_dir) or Path(data)
@@ -229,7 +228,7 @@ def labelled_dl(
     labels = TfmdLists(fns.map(FolderLabeller(root)).map(known.get), Categorize(vocab, sort=False), do_setup=False)
     return dl.new(Datasets(tls=[*dl.dataset.tls, labels], n_inp=len(dl.dataset.tls))),notes
 
-# %% ../nbs/25_report.ipynb #33252442
+# %% ../nbs/25_report.ipynb #e7583f6a
 @call_parse
 def scratchai_report(
     model:str, # File of an exported model
@@ -246,7 +245,7 @@ def scratchai_report(
             learn,log.file = load_learner(model),model.parent/log.fname
             with suppress(OSError,ValueError,csv.Error): learn.history = list(log.read_log())
             dl,notes = labelled_dl(learn, data)
-            write_report(learn, out, f'{model.name} on {Path(data).resolve().name}', dl, notes)
+            write_report(learn, out, f'{model.name} on {Path(data).resolve().name}', notes, dl)
         except (TypeError,ValueError) as e: raise UsageError(e) from e
         print(*notes, f'Report: {printable(out)}', sep='\n')
         return out

@@ -69,7 +69,7 @@ def test_say_accuracy():
     lo,hi = wilson(4, 8)
     assert text.startswith('50.0% of 8 pictures are recognised.') and f'between {lo:.1%} and {hi:.1%} (95% Wilson' in text
     assert 'most frequent class would be right for 50.0%' in text
-    assert 'Hardest class: cow, with 0 of 2 ' in text and 'Most frequent mistake: cow taken for bee, 2 times' in text
+    assert 'Hardest class: cow, with 0 of 2 ' in text and 'Most frequent mistake: cow taken for bee (2).' in text
     assert 'mistake' not in Page(say_accuracy(given([0,1], [0,1]))).text
 
 def cells(part, tag='td'): return re.findall(fr'<{tag}(?: [^>]*)?>(.*?)</{tag}>', to_xml(tuple(part), indent=False))
@@ -171,7 +171,7 @@ def test_write_report(path, tmp_path, make):
 def test_arguments(path, tmp_path):
     learn = by_block(path)
     learn.history = [dict(epoch=0, train_loss=1., valid_loss=2.)]
-    page = Page(write_report(learn, tmp_path/'a.html', 'My <title>', learn.dls.train, ['A note.']))
+    page = Page(write_report(learn, tmp_path/'a.html', 'My <title>', ['A note.'], learn.dls.train))
     assert page.text.count('My <title>')==2 and '10 pictures are recognised' in page.text and 'A note.' in page.text
     assert 'How was it trained?' in page.text
 
