@@ -43,26 +43,25 @@ class NoLabels(Transform):
     def encodes(self, o): raise ValueError(f'The model was exported without its function `{self.what}`, so there are '
         'no labels: `register` the function before `export`, or use items without labels.')
 
-# %% ../nbs/23_export.ipynb #624da8ad
+# %% ../nbs/23_export.ipynb #b0b5615f
 _classes = [o for o in globals().values() if isinstance(o, type)
     and issubclass(o, (Transform,BaseLoss,PILBase,TensorBase,Normalize))]
 _functions = cross_entropy,mse,_focal,_smooth,F.mse_loss,F.l1_loss,F.binary_cross_entropy_with_logits
-registry.update({o.__name__:o for o in (Tensor,parent_label,open_image,*_classes,*_functions)})
+registry.update({o.__name__:o for o in (Tensor,parent_label,RegexLabeller,open_image,*_classes,*_functions)})
 
-# %% ../nbs/23_export.ipynb #41ed4309
+# %% ../nbs/23_export.ipynb #172d42ec
 def _registered(o):
     name = getattr(o, '__name__', '')
     return name if o in (known := registry.get(name), getattr(known, '__wrapped__', None)) and known else None
 
+def _args(cls): return {'vocab','c','div_mask',*(k for o in cls.__mro__[:-1] for k in signature(o.__init__).parameters)}
+
 def _state(o):
-    "Attributes that are called as the arguments of the class are, and what was learnt from data"
-    names = {k for c in type(o).__mro__ if c is not object for k in signature(c.__init__).parameters}
-    names |= {'vocab','c','div_mask'}
+    names = _args(type(o))
     return {k: v for k,v in vars(o).items() if k in names and getattr(v, '__self__', None) is not o}
 
-# %% ../nbs/23_export.ipynb #905b5afd
-def describe(
-    o, # Numbers, text, tensors, nests of them; or what is registered: a function, a class, an object, a model
+# %% ../nbs/23_export.ipynb #b1d9bfad
+def describe(o, # Numbers, text, tensors, nests of them; or what is registered: a function, a class, an object, a model
 ): # Numbers, text, lists and dicts, as JSON has them
     "What to write of `o`, so that `restore` can make it"
     if isinstance(o, np.generic): o = o.item()
@@ -75,70 +74,69 @@ def describe(
     if isinstance(o, Tensor): return dict(kind='tensor', of=o.tolist(), dtype=str(o.dtype)[6:])
     if isinstance(o, partial): return dict(kind='partial', of=describe(o.func), on=describe((o.args, o.keywords)))
     if hasattr(o, '__made__'):
-        name,kw = o.__made__
-        return dict(kind='made', of=name, kw=describe({k: v for k,v in kw.items() if k not in ('pretrained','weights')}))
+        kw = {k: v for k,v in o.__made__[1].items() if k not in ('pretrained','weights')}
+        return dict(kind='made', of=o.__made__[0], kw=describe(kw))
     if name := _registered(o): return dict(kind='name', of=name)
-    own = getattr(o, '__self__', None)
-    if getattr(o, '__name__', '')=='create' and _registered(own): return dict(kind='create', of=own.__name__)
+    if getattr(o, '__name__', '')=='create' and (name := _registered(o.__self__)): return dict(kind='create', of=name)
     if type(o) in (Transform,ItemTransform): return dict(kind='function', of=describe(o.encodes.groups[0][0]),
         whole=type(o) is ItemTransform, split_idx=o.split_idx, order=o.order)
     if name := _registered(type(o)): return dict(kind='object', of=name, kw=describe(_state(o)))
     raise TypeError(f'{getattr(o, "__name__", o)!s} is not registered, so a file cannot name it: `register` it.')
 
-# %% ../nbs/23_export.ipynb #4710752a
+# %% ../nbs/23_export.ipynb #d8c5d6d0
 def _named_as(name):
     if isinstance(name, str) and name in registry: return registry[name]
     raise LookupError(f'it asks for {str(name)[:60]!r}, which is not registered here. Import the module that registers '
         'it, or, if it makes the model, give `model=`')
 
-def _model(name, kw):
-    f,kw = _named_as(name),dict(kw)
-    kw.update(kw.pop('kwargs', {}))
-    for k in {'pretrained','weights'} & {*kw, *signature(f).parameters}: kw[k] = None if k=='weights' else False
-    return f(**kw)
-
 def _object(name, kw):
-    res = object.__new__(_named_as(name))
+    res = object.__new__(cls := _named_as(name))
+    if odd := kw.keys()-_args(cls): raise ValueError(f'{name} has no {str(odd.pop())[:60]!r}')
     vars(res).update(kw)
     return res
 
-# %% ../nbs/23_export.ipynb #856e0fe9
-def _tfm(f, whole, **kwargs): return (ItemTransform if whole else Transform)(f, **kwargs)
+_nests = dict(tuple=tuple, L=L, dict=dict, tensor=lambda o, dtype: torch.tensor(o, dtype=getattr(torch, dtype)))
+_makers = {**_nests, 'vocab':lambda o, add_na: CategoryMap(o[bool(add_na):], sort=False, add_na=bool(add_na)),
+    'partial':lambda o, on: partial(o, *on[0], **on[1]), 'create':lambda o: _named_as(o).create,
+    'function':lambda f, whole, **kw: [Transform,ItemTransform][whole](f, **kw), 'name':_named_as, 'object':_object}
 
-_makers = dict(vocab=lambda o, add_na: CategoryMap(o[add_na:], sort=False, add_na=add_na), tuple=tuple, L=L, dict=dict,
-    tensor=lambda o, dtype: torch.tensor(o, dtype=getattr(torch, dtype)), create=lambda o: _named_as(o).create,
-    partial=lambda o, on: partial(o, *on[0], **on[1]), name=_named_as, made=_model, function=_tfm, object=_object)
+# %% ../nbs/23_export.ipynb #60dc21bd
+def _maker(name):
+    if hasattr(f := _named_as(name), '__wrapped__') or hasattr(f, 'parameters'): return f
+    raise LookupError(f'{name} makes no model')
 
-# %% ../nbs/23_export.ipynb #68f04a46
-def restore(
-    o, # What `describe` returned
-    models:bool=False, # May it make models?
-): # What it was called with
+def _no_weights(f, args, kw):
+    takes = signature(f).parameters
+    kw = {**dict(zip(takes, args)), **kw, **kw.get('kwargs', {}), 'pretrained':False, 'weights':None}
+    return {k: v for k,v in kw.items() if k!='kwargs' and (k in takes or k not in ('pretrained','weights'))}
+
+_model_makers = {**_nests, 'name':_maker, 'partial':lambda f, on: partial(f, **_no_weights(f, *on)),
+    'made':lambda name, kw: _maker(name)(**_no_weights(_maker(name), (), kw))}
+
+# %% ../nbs/23_export.ipynb #aacd4e93
+def restore(o, # What `describe` returned
+    models:bool=False, # Is it of a model?
+): # What `describe` was called with
     "Make an object from its description; no code is run but that of registered functions and classes"
     if isinstance(o, list): return [restore(p, models) for p in o]
+    if models and isinstance(o, int) and o>10**6: raise ValueError(f'{o} is too large a number for a model')
     if not isinstance(o, dict): return o
-    args = {k: restore(v, models) for k,v in o.items()}
+    args,makers = {k: restore(v, models) for k,v in o.items()},_model_makers if models else _makers
     kind,of = args.pop('kind', None),args.pop('of', None)
-    if kind not in _makers or kind=='made' and not models: raise ValueError(f'{str(o)[:60]} is no description')
-    return _makers[kind](of, **args)
+    if not isinstance(kind, str) or kind not in makers: raise ValueError(f'{str(o)[:60]} is no description')
+    return makers[kind](of, **args)
 
-# %% ../nbs/23_export.ipynb #36e32d3c
-def _source(f):
-    "The function that a transform was made of, or `None`"
-    return f.encodes.groups[0][0] if type(f) in (Transform,ItemTransform) else None
+# %% ../nbs/23_export.ipynb #acf2488e
+def _source(f): return f.encodes.groups[0][0] if type(f) in (Transform,ItemTransform) else None # Made of it
 
-def _opens(f):
-    "The class of picture that the transform `f` opens, or `None`"
+def _opens(f): # The class of picture that the transform `f` opens, or `None`
     own = getattr(_source(f), '__self__', None)
     return own if isinstance(own, type) and issubclass(own, PILBase) else None
 
-# %% ../nbs/23_export.ipynb #d40ed0f7
-def _inputs(tl):
-    "The transforms of an input, from the one that opens pictures"
-    return describe(list(tl.tfms)[first(tl.tfms.fs.argwhere(_opens)) or 0:])
+# %% ../nbs/23_export.ipynb #89fa727b
+def _inputs(tl): return describe(list(tl.tfms)[first(tl.tfms.fs.argwhere(_opens)) or 0:])
 
 def _target(f):
-    "The transform `f` of a target; of a function that is not registered, the name"
     folder = isinstance(_source(f), FolderLabeller) or getattr(_source(f), 'func', None) is _below
     if folder: f = Transform(parent_label)
     try: return describe(f)
@@ -146,10 +144,8 @@ def _target(f):
         if _source(f) is None: raise
         return describe(NoLabels(f.name))
 
-# %% ../nbs/23_export.ipynb #94e6e1ed
-def describe_dls(
-    dls:DataLoaders,
-)->dict|None: # `None`: the loaders are not of a kind that can be described
+# %% ../nbs/23_export.ipynb #5b360430
+def describe_dls(dls:DataLoaders)->dict|None: # `None`: the loaders are not of a kind that can be described
     "The transforms of all loaders, without the items"
     dl = _ours(dls)
     if isinstance(dl, TfmdDL) and isinstance(ds := dl.dataset, Datasets):
@@ -157,17 +153,14 @@ def describe_dls(
         return dict(bs=dl.bs, inputs=ins, targets=outs, types=describe(target_types(dl)),
             item=describe(list(dl.after_item)), batch=describe(list(dl.after_batch)))
     if not isinstance(ds := getattr(dl, 'ds', None), Dataset): return None
-    opened = partial(open_image, size=ds.size, method=ds.method)
     batch = [IntToFloatTensor() if isinstance(o, ToFloat) else o for o in dl.after_batch]
-    ins = [Transform(opened), Transform(PILImage.create)]
+    ins = [Transform(partial(open_image, size=ds.size, method=ds.method)), Transform(PILImage.create)]
     outs = [Transform(parent_label), Categorize(ds.vocab, sort=False)]
     return dict(bs=dl.bs, inputs=[describe(ins)], targets=[describe(outs)], types=describe([TensorCategory]),
         item=describe([ToTensor()]), batch=describe(batch))
 
-# %% ../nbs/23_export.ipynb #aa9d0c93
-def restore_dls(
-    spec:dict, # From `describe_dls`
-    path='.', device=None, # As in `DataLoaders`
+# %% ../nbs/23_export.ipynb #852fd1d3
+def restore_dls(spec:dict, path='.', device=None, # From `describe_dls`; the others as in `DataLoaders`
 )->DataLoaders: # Without items; there is `test_dl`
     "Loaders like those that were described"
     def part(fs):
@@ -180,78 +173,60 @@ def restore_dls(
         device=device, do_setup=False, seed=0)
     return DataLoaders(dl, dl.new(), path=path, device=device)
 
-# %% ../nbs/23_export.ipynb #efcb6aae
-FORMAT = 1 # of the manifest
-
+# %% ../nbs/23_export.ipynb #28b72a25
 def _loss_spec(loss):
-    "The description of a loss; of one of PyTorch's, that of ours with the same activation"
     try: return describe(loss)
     except TypeError:
-        name = getattr(loss, '__name__', type(loss).__name__)
-        ours = {'MSELoss':MSELossFlat(), 'L1Loss':L1LossFlat()}.get(name)
-        ours = ours or getattr(loss_activation(loss), '__self__', None)
+        ours = getattr(loss_activation(loss), '__self__', None) or registry.get(f'{type(loss).__name__}Flat', noop)()
         if isinstance(ours, BaseLoss): return describe(ours)
         raise
 
-# %% ../nbs/23_export.ipynb #4b9cacf3
-def _shapes(sd): return {k: tuple(v.shape) for k,v in sd.items()}
-
-def _mismatch(model, sd):
-    "What does not agree between the weights of a model and those in `sd`, in a few words, or `None`"
-    a,b = _shapes(model.state_dict()),_shapes(sd)
-    bad = [k for k in {**a,**b} if a.get(k)!=b.get(k)]
-    if not bad: return
-    has,wants = [o.get(bad[0], 'none') for o in (b,a)]
-    return f'{len(bad)} tensors do not fit, such as {bad[0]!r}: {has} in the file, {wants} in the model'
-
 def _check_weights(arch, sd):
-    "Does a model that is described take the weights `sd`? It is made without memory for its own"
-    if len(json.dumps(arch))>10_000: raise ValueError('its architecture has too many arguments')
-    with torch.device('meta'), no_random(None): bad = _mismatch(restore(arch, models=True), sd)
-    if bad: raise ValueError(bad)
+    text = json.dumps(arch)
+    if len(text)>10_000 or text.count('"made"')>9: raise ValueError('its architecture has too many arguments')
+    with torch.device('meta'), no_random(None): restore(arch, models=True).load_state_dict(sd)
 
-# %% ../nbs/23_export.ipynb #12896462
+# %% ../nbs/23_export.ipynb #38be04d7
+FORMAT = 1 # of the manifest
+
 @patch
-def export(self:Learner,
-    fname='export.pkl', # Name in the learner's `path`, of any ending
+def export(self:Learner, fname='export.pkl', # Name in the learner's `path`, of any ending
 )->Path: # The file
     "Write the model, its weights, transforms and classes to one safetensors file, in which there is no code"
     sd = {k: v.detach().cpu().contiguous().clone() for k,v in self.model.state_dict().items()}
     arch,kind,why = None,type(self.model).__name__,'it was made by no registered function'
-    try: arch = describe(self.model) if hasattr(self.model, '__made__') else None
+    try:
+        if hasattr(self.model, '__made__'): _check_weights(arch := describe(self.model), sd)
     except TypeError as e: why = str(e).split(',')[0]
+    except RuntimeError: arch,why = None,'a part of it was replaced after it was made'
     if arch is None: print(f'`load_learner` will need `model=` for this {kind}: {why}.')
-    else: _check_weights(arch, sd)
     spec = dict(format=FORMAT, arch=arch, loss=_loss_spec(self.loss_func), data=describe_dls(self.dls),
         by=dict(python=platform.python_version(), torch=str(torch.__version__), scratchai=__version__))
     return write_whole(self.path/fname, partial(save_file, sd, metadata=dict(scratchai=json.dumps(spec))))
 
-# %% ../nbs/23_export.ipynb #08360ae8
+# %% ../nbs/23_export.ipynb #3bfd1ffe
 def _begins(file):
-    "Raise the sentence for a file that cannot be one of `export`, from its first bytes"
     with open(file, 'rb') as f: start = f.read(9)
-    n,size = int.from_bytes(start[:8], 'little'),Path(file).stat().st_size
-    if start[8:]!=b'{' and start[:1] in (b'P',b'\x80'): raise ValueError(f'{file} is a pickle, as fastai and '
-        '`torch.save` write them, which can run any code. Export it with scratchai; weights are for `learn.load`.')
-    if start[8:]!=b'{': raise ValueError(f'{file} is no file of `learn.export`: it does not begin as one.')
-    if n+8>size: raise ValueError(f'{file} is cut short: its header should have {n} bytes, and the file has {size}.')
-    if n>2**24: raise ValueError(f'{file} is no file of `learn.export`: its header has {n} bytes.')
+    n,is_json = int.from_bytes(start[:8], 'little'),start[8:]==b'{'
+    if is_json and n<2**22: return
+    if start[:1] in (b'P',b'\x80'): raise ValueError(f'{file} is a pickle, as fastai and `torch.save` write them, '
+        'which can run any code. Export it with scratchai; weights are for `learn.load`.')
+    raise ValueError(f'{file} is no file of `learn.export`: it '
+        + (f'claims a header of {n} bytes.' if is_json else 'does not begin as one.'))
 
-def _once(pairs):
-    "A dict of JSON, in which no name comes twice"
+def _once(pairs): # of a dict in JSON
     if len(res := dict(pairs))<len(pairs): raise ValueError('it has a name twice')
     return res
 
-# %% ../nbs/23_export.ipynb #10979b53
-def read_model(
-    file, # That `export` has written
+# %% ../nbs/23_export.ipynb #1d3992d3
+def read_model(file, # That `export` has written
 )->tuple: # The manifest, and the tensors by name
     "Read a model's file, and raise a sentence if it is none"
     _begins(file)
     try:
         with safe_open(file, 'pt') as f: text,sd = f.metadata() or {},{k: f.get_tensor(k) for k in f.keys()}
         spec = json.loads(text.get('scratchai', 'null'), object_pairs_hook=_once)
-    except (SafetensorError,ValueError,RecursionError) as e: raise ValueError(f'{file} is damaged: {e}.') from None
+    except (SafetensorError,ValueError,RecursionError) as e: raise ValueError(f'{file} is damaged or cut short: {e}.')
     if not isinstance(spec, dict): raise ValueError(f'{file} has weights only: they are for `learn.load`.')
     v = spec.get('format')
     if isinstance(v, int) and v>FORMAT: raise ValueError(f'{file} has the format {v}, and scratchai {__version__} '
@@ -259,27 +234,24 @@ def read_model(
     if v!=FORMAT or not spec.keys()>={'arch','loss','data'}: raise ValueError(f'{file} is damaged: parts are missing.')
     return spec,sd
 
-# %% ../nbs/23_export.ipynb #29beb570
-def restore_model(
-    arch, # The description of a model; `None`: there is none
-    sd:dict, # Its weights
+# %% ../nbs/23_export.ipynb #abc0e135
+def restore_model(arch, sd:dict, # The description of a model, or `None`; its weights
     model=None, # A model to fill, instead of the one described
 ): # The model, for predictions
     "Make a model from its description and its weights"
-    if model is None and arch is None: raise ValueError('it does not say what makes the model: give `model=`')
     if model is None:
+        if arch is None: raise ValueError('it does not say what makes the model: give `model=`')
         _check_weights(arch, sd)
         with no_random(None): model = restore(arch, models=True)
-    elif bad := _mismatch(model, sd): raise ValueError(bad)
+    odd = [k for k,v in model.state_dict().items() if k in sd and v.is_floating_point()!=sd[k].is_floating_point()]
+    if odd: raise ValueError(f'{odd[0]!r} has numbers of the type {sd[odd[0]].dtype}')
     kinds = {o.dtype for o in sd.values() if o.is_floating_point()}
     if len(kinds)==1: model.to(kinds.pop())
     model.load_state_dict(sd)
     return model.eval()
 
-# %% ../nbs/23_export.ipynb #1508a4bf
-def load_learner(
-    fname, # A file of `export`
-    cpu:bool=True, # Or `default_device()`?
+# %% ../nbs/23_export.ipynb #9c87da50
+def load_learner(fname, cpu:bool=True, # A file of `export`; or `default_device()`?
     model=None, # An untrained model, if the file cannot say what makes it
     dls=None, # Loaders, instead of those described, which have no items
 )->Learner: # With `predict`, `get_preds(dl=learn.dls.test_dl(items))` …
@@ -290,15 +262,13 @@ def load_learner(
         model,loss = restore_model(spec['arch'], sd, model).to(device),restore(spec['loss'])
         if dls is None and spec['data']: dls = restore_dls(spec['data'], Path(fname).parent, device)
         if dls is None: dls = DataLoaders([], [], device=device)
-    except Exception as e: raise ValueError(f'{fname} cannot be used: {type(e).__name__}: {e}.') from e
+    except Exception as e: raise ValueError(f'{fname} cannot be used: {type(e).__name__}: {str(e)[:999]}') from e
     return Learner(dls, model, loss, path=Path(fname).parent)
 
-# %% ../nbs/23_export.ipynb #9b660338
+# %% ../nbs/23_export.ipynb #9d39a91b
 class Predictor:
     "A model that answers, from any thread and quietly"
-    def __init__(self,
-        model, # In evaluation mode
-        dls:DataLoaders, # How an item becomes a batch, and a decision an answer
+    def __init__(self, model, dls:DataLoaders, # In evaluation mode; how an item becomes a batch and back
         loss, # Knows what the model's outputs mean
     ): self.model,self.dls,self.loss,self.lock = model,dls,loss,Lock()
     @classmethod
@@ -308,8 +278,7 @@ class Predictor:
         return cls(learn.model, learn.dls, learn.loss_func)
     def predict(self, item): return self.batch([item])[0] # The answer for one item
     @torch.no_grad()
-    def batch(self,
-        items, # Paths, bytes, pictures, arrays
+    def batch(self, items, # Paths, bytes, pictures, arrays
     )->list: # What `learn.predict` returns for each
         "The answers for several items"
         with self.lock: return [o for b in further_dl(self.dls, items) for o in self._answers(b)]

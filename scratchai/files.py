@@ -117,11 +117,11 @@ class RegexLabeller:
         pat:str, # A pattern with one group, searched in the file's path with `/` between its parts
         match:bool=False, # Must it begin where the path begins?
     ):
-        self.pat = re.compile(pat)
-        self.find = self.pat.match if match else self.pat.search
+        re.compile(pat) # a wrong one is an error here
+        store_attr()
     def __call__(self, o):
-        res = self.find(Path(o).as_posix())
-        if not res: raise ValueError(f'The pattern {self.pat.pattern!r} finds no label in {o}.')
+        res = (re.match if self.match else re.search)(self.pat, Path(o).as_posix())
+        if not res: raise ValueError(f'The pattern {self.pat!r} finds no label in {o}.')
         return res[1]
 
 # %% ../nbs/01_files.ipynb #c4bdcdeb

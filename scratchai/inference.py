@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['GatherPredsCallback', 'further_dl', 'target_types', 'show_result']
 
-# %% ../nbs/17_inference.ipynb #ac7cc0b7
+# %% ../nbs/17_inference.ipynb #9fec27c0
 from contextlib import ExitStack,contextmanager
 from copy import copy
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from .recorder import *
 from .learner import _start
 from .recorder import _replaced
 
-# %% ../nbs/17_inference.ipynb #30120ecf
+# %% ../nbs/17_inference.ipynb #52733145
 def _as_valid(dl):
     "A loader of the items of `dl`, all and in order, transformed as those for validation are"
     ds = getattr(dl, 'dataset', None)
@@ -40,6 +41,12 @@ def _loader(learn, ds_idx, dl):
     elif not hasattr(dl, '__len__'): raise TypeError(f'`dl` is a {type(dl).__name__}, without a length: make a list.')
     else: return dl
     return _as_valid(dl) if isinstance(dl, DataLoader) and dl.split_idx!=1 else dl
+
+_empty = 'the loader has no batches. `learn.dls.test_dl(files)` makes some.'
+
+def _one_batch(dl):
+    if not len(dl): raise ValueError(f'There is nothing to predict: {_empty}')
+    return dl.one_batch() if isinstance(dl, DataLoader) else first(dl)
 
 @contextmanager
 def _complete(dl, reorder=True):
@@ -71,15 +78,13 @@ def _spread(x, idxs, n):
     gap = float('nan') if x.is_floating_point() else -100 if x.dtype.is_signed else 0
     return retain_type(x.new_full((n,*x.shape[1:]), gap).index_copy_(0, tensor(idxs), x.as_subclass(Tensor)), x)
 
-# %% ../nbs/17_inference.ipynb #c0f127f6
+# %% ../nbs/17_inference.ipynb #b6ab7d66
 class GatherPredsCallback(Callback):
     "Keeps the predictions of all batches on the CPU"
     order = 70
     def __init__(self,
-        act=noop, # From the model's outputs to predictions
-        decodes=None, # From predictions to decisions; `None`: none are made
-        with_input:bool=False, # Keep the inputs too?
-        with_loss:bool=False, # Keep the loss of each item too?
+        act=noop, decodes=None, # From the model's outputs to predictions; from these to decisions, if wanted
+        with_input:bool=False, with_loss:bool=False, # Keep the inputs too? And the loss of each item?
     ): store_attr()
     def before_validate(self): self.batches,self.n = [],0
     def after_batch(self):
@@ -94,24 +99,25 @@ class GatherPredsCallback(Callback):
         if self.loss is None: raise ValueError('`with_loss` needs targets, and these batches have none.')
         if self.loss.numel()%n: raise ValueError(f'The loss gives {self.loss.numel()} numbers for a batch of {n}.')
         return self.loss.reshape(n, -1).mean(1)
-    def result(self,
-        dl, # The loader that was read
-        reorder:bool=True, # Leave gaps for items that could not be read?
+    def result(self, dl, reorder:bool=True, # The loader that was read; leave gaps for items that could not be read?
     ): # A tuple of tensors
         bad,ours = {o.index for o in getattr(dl, 'bad', ())},isinstance(dl, DataLoader)
         n = len(dl.ds if ours else dl)
         lost = n-len(bad)-(self.n if ours else len(self.batches))
         if lost: raise RuntimeError(f"A callback left out {lost} of {n} {'items' if ours else 'batches'}.")
-        why = 'no item could be read' if bad else 'the loader has no batches'
-        if not self.batches: raise ValueError(f'There are no predictions: {why}.')
+        why = 'no item could be read.' if bad else _empty
+        if not self.batches: raise ValueError(f'There are no predictions: {why}')
         res = tuple(map(_as_one, zip(*self.batches)))
         if not (bad and reorder): return res
         return apply(_spread, res, [i for i in range(n) if i not in bad], n)
 
-# %% ../nbs/17_inference.ipynb #22658391
+# %% ../nbs/17_inference.ipynb #1f416cb8
 def _per_item(loss_func):
     "`loss_func` with a number for each item"
-    if not hasattr(loss_func, 'reduction'): return partial(loss_func, reduction='none')
+    if not hasattr(loss_func, 'reduction'):
+        if 'reduction' in signature(loss_func).parameters: return partial(loss_func, reduction='none')
+        def one(b, i): return loss_func(*apply(lambda o: o[i:i+1], b)).mean()
+        return lambda *b: torch.stack([one(b, i) for i in range(find_bs(b))])
     res = copy(loss_func)
     res.reduction = 'none'
     return res
@@ -144,13 +150,12 @@ def get_preds(self:Learner,
         finally: self.__dict__.update(state)
         return gather.result(dl, reorder)
 
-# %% ../nbs/17_inference.ipynb #019790a5
+# %% ../nbs/17_inference.ipynb #1d89a862
 def _ours(dls):
     "The loader that knows how items are made and shown"
     return first(o for o in [*dls.loaders[1:], *dls.loaders[:1]] if isinstance(o, DataLoader))
 
-def further_dl(
-    dls:DataLoaders, # With a data set of pictures, from `DataBlock` or by hand
+def further_dl(dls:DataLoaders, # With a data set of pictures, from `DataBlock` or by hand
     items, # Paths, bytes, pictures, arrays, or what its own items are
 )->DataLoader: # Batches of inputs
     "A loader of further items, without targets; one that cannot be read is an error"
@@ -161,9 +166,8 @@ def further_dl(
     xs = [(tensor(open_image(o, ds.size, ds.method)),) for o in items]
     return dl.new(ds=xs, shuffle=False, drop_last=False, n_workers=0)
 
-# %% ../nbs/17_inference.ipynb #47382e94
-def target_types(
-    dl, # A loader
+# %% ../nbs/17_inference.ipynb #3b1d1083
+def target_types(dl, # A loader
 )->list: # The class of tensor that each target becomes; none if the loader does not say
     "What the targets of a data set are"
     ds = getattr(dl, 'dataset', None)
@@ -171,15 +175,14 @@ def target_types(
     if not hasattr(ds, 'target_types'): ds.target_types = [type(o[0]) for o in ds.tls[ds.n_inp:]]
     return [getattr(o, '_tensor_cls', o) for o in ds.target_types]
 
-# %% ../nbs/17_inference.ipynb #5376c0fe
+# %% ../nbs/17_inference.ipynb #0a5a83bd
 def _as_target(y, cls):
     if cls is TensorPoint: y = y.reshape(len(y), -1, 2)
     return y.as_subclass(cls) if issubclass(cls, Tensor) else y
 
 @patch
 def decode_preds(self:DataLoaders,
-    xb, # The inputs of a batch
-    yb=(), # Its targets, or decisions of the same form
+    xb, yb=(), # The inputs of a batch; its targets, or decisions of the same form
     max_n:int=9, # At most so many items
 )->L: # A tuple for each item
     "Inputs and decisions as a person reads them"
@@ -200,14 +203,14 @@ def predict(self:Learner,
     res = detuplify(item[n:]),dec[0],pred[0]
     return (detuplify(item[:n]),*res) if with_input else res
 
-# %% ../nbs/17_inference.ipynb #8658d087
+# %% ../nbs/17_inference.ipynb #0fd89490
 @patch
 def pred_batch(self:Learner,
     b=None, # A batch, with or without targets; `None`: the first of the set
     ds_idx:int=1, # 0: the training set, 1: the validation set
 )->Tensor: # Probabilities `(bs, c)`, on the CPU
     "Predictions for one batch"
-    if b is None: b = _loader(self, ds_idx, None).one_batch()
+    if b is None: b = _one_batch(_loader(self, ds_idx, None))
     with self.no_bar(): return self.get_preds(dl=[b])[0]
 
 # %% ../nbs/17_inference.ipynb #821e1a3c
@@ -231,7 +234,7 @@ def show_result(
     for o in (*targ,*pred): show_title(o, ax, fontsize=9)
     if targ and isinstance(pred[0], str): ax.title.set_color('green' if targ==pred else 'firebrick')
 
-# %% ../nbs/17_inference.ipynb #6f98050f
+# %% ../nbs/17_inference.ipynb #822a6ddd
 @patch
 def show_results(self:Learner,
     ds_idx:int=1, dl=None, # As in `get_preds`
@@ -246,8 +249,7 @@ def show_results(self:Learner,
     if isinstance(dl, DataLoader):
         self.n_shown = getattr(self, 'n_shown', 0)+shuffle
         dl = dl.new(bs=max_n, shuffle=shuffle, drop_last=False, n_workers=0, seed=dl.seed+self.n_shown)
-    b = dl.one_batch() if isinstance(dl, DataLoader) else first(dl)
-    with self.no_bar(): x,_,*ys = self.get_preds(dl=[b], with_input=True, with_decoded=True)
+    with self.no_bar(): x,_,*ys = self.get_preds(dl=[_one_batch(dl)], with_input=True, with_decoded=True)
     n,ys = len(tuplify(x)),[[() for _ in range(max_n)] if y is None else self.dls.decode_preds(x, y, max_n) for y in ys]
     items = [(g[:n],t[n:],g[n:]) for t,g in zip(*ys)]
     k = 1 if all(isinstance(o, (str,int,float,L)) for o in items[0][2]) else 2

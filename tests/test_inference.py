@@ -1,5 +1,5 @@
 "Predictions: complete, in the order of the files, and without a trace"
-import random,warnings
+import random,warnings,weakref
 
 import matplotlib.pyplot as plt,numpy as np,pytest,torch,torch.nn.functional as F
 from PIL import Image
@@ -134,8 +134,14 @@ def test_losses_of_items(learn):
     seg = Learner(DataLoaders([], [], device='cpu'), Conv2d(3, 2, 1), CrossEntropyLossFlat(axis=1))
     y = torch.randint(2, (5,4,4))
     assert seg.get_preds(dl=[(torch.randn(5,3,4,4), y)], with_loss=True)[2].shape==(5,)
-    learn.loss_func = lambda p,y: p.sum()
-    with pytest.raises(TypeError, match='reduction'): learn.get_preds(with_loss=True)
+    want = learn.get_preds(with_loss=True)[2]
+    for loss in (lambda p,y: F.cross_entropy(p, y), lambda *args, **kwargs: F.cross_entropy(*args, **kwargs)):
+        learn.loss_func = loss # called with one item after the other
+        assert torch.allclose(learn.get_preds(with_loss=True)[2], want)
+    learn.loss_func = mse
+    x,y = torch.rand(3,3,8,8),torch.rand(3,2)
+    p,_,losses = learn.get_preds(dl=[(x,y)], with_loss=True)
+    assert torch.allclose(losses, ((p-y)**2).mean(1)) and not losses.requires_grad
     learn.loss_func = lambda p,y,reduction='mean': p.sum()[None].expand(3)
     with pytest.raises(ValueError, match='3 numbers for a batch of 4'): learn.get_preds(with_loss=True)
 
@@ -280,6 +286,25 @@ def test_decode_preds(learn):
     xb,yb = learn.dls.valid.one_batch()
     assert learn.dls.decode_preds(xb, yb).itemgot(1)==['dog','cat','cat','dog'] and len(learn.dls.decode_preds(xb, yb, 2))==2
     assert [len(o) for o in learn.dls.decode_preds(xb)]==[1]*4
+
+def test_nothing_to_predict(learn):
+    "A sentence, and what makes some"
+    empty = learn.dls.test_dl([])
+    learn.dls = DataLoaders(learn.dls.train, empty)
+    for f in (learn.get_preds, learn.pred_batch, learn.show_results, lambda: learn.get_preds(dl=empty), lambda: learn.show_results(dl=[])):
+        with pytest.raises(ValueError, match='the loader has no batches. `learn.dls.test_dl'): f()
+
+def test_memory_is_what_is_returned(fns):
+    "No batch, output or graph is kept: the inputs that are alive at once are those of a batch or two"
+    seen,most = weakref.WeakSet(),[]
+    class Wide(Module):
+        def __init__(self): self.w = Parameter(torch.ones(1))
+        def forward(self, x):
+            seen.add(out := self.w*x)
+            most.append(len(seen))
+            return out.mean((2,3))
+    preds,_ = Learner(block_dls(fns, bs=1), Wide()).get_preds(0)
+    assert len(most)==13 and max(most)<=2 and preds.grad_fn is None and preds.untyped_storage().nbytes()==preds.nbytes
 
 def test_pred_batch(learn):
     xb,yb = learn.dls.valid.one_batch()
