@@ -66,13 +66,13 @@ def list_classes(interp:ClassificationInterpretation)->list: # A paragraph and a
     text = 'Recall: the share of a class that is recognised. Precision: of what is taken for it, the share that is.'
     return [P(text), html_table('Classes, the hardest first', ('Class','Pictures','Recall','Precision'), rows)]
 
-# %% ../nbs/25_report.ipynb #93a592ec
+# %% ../nbs/25_report.ipynb #84871e9a
 def list_confused(interp:ClassificationInterpretation, k:int=20)->list: # `k`: for more classes, so many mistakes
     "Which classes are taken for which"
     cm,names = interp.confusion_matrix(),dict(zip(interp.vocab, interp.names))
     if len(cm)>k: return [html_table('The most frequent mistakes', ('Actual class','Taken for','Times'),
         [(names[a], names[b], n) for a,b,n in interp.most_confused()[:k]])]
-    shares = cm/cm.sum(1, keepdims=True).clip(1)
+    shares = (cm/cm.sum(1, keepdims=True).clip(1))**.5 # the root makes small ones visible
     def cell(i, j): return Td(f'{cm[i,j]:,}', style=f'--share:{shares[i,j]:.2f}', cls='right' if i==j else None)
     rows = [(o, *[cell(i, j) for j in range(len(cm))]) for i,o in enumerate(interp.names)]
     return [P('A row for each actual class, a column for each that pictures were taken for. Framed: what is right.'),
@@ -118,15 +118,16 @@ def show_mistakes(interp:ClassificationInterpretation, n:int=12)->list: # A para
     text = [' Over the second of each pair, light marks what spoke for the decision (Grad-CAM).'][:heats[0] is not None]
     return [P('The pictures as the model gets them, the largest loss first.', *text), Div(*figs, cls='grid')]
 
-# %% ../nbs/25_report.ipynb #7b8b12a4
+# %% ../nbs/25_report.ipynb #3ba125d8
 def html_plot(
     draw, alt:str, # A function that draws with matplotlib; what it shows
 ): # SVG
     "A plot for the page"
     with plt.rc_context({'svg.fonttype':'none', 'text.parse_math':False, 'legend.framealpha':0}):
         draw()
-        svg = _saved('svg', bbox_inches='tight', transparent=True).decode()
-    return Div(Safe(svg[svg.index('<svg'):].replace('#000000', 'currentColor')), role='img', aria_label=alt, cls='plot')
+        svg = _saved('svg', bbox_inches='tight', transparent=True).decode().replace('#000000', 'currentColor')
+    svg = '<svg aria-hidden="true"' + svg.split('<svg', 1)[1]
+    return Div(Safe(svg), role='img', aria_label=alt, cls='plot')
 
 def show_trust(interp:ClassificationInterpretation)->list: # A paragraph, a plot, and a table
     "Is the model right as often as it says?"
@@ -144,39 +145,40 @@ def show_history(rows)->list: # Of each epoch, a dict of numbers; a plot and a t
         plt.figure(figsize=(4.5,2.8))
         for k,style in (('train_loss','o-'),('valid_loss','s--')):
             ys = [o.get(k) if isinstance(o.get(k), (int,float)) else np.nan for o in rows]
-            plt.plot(range(1, len(rows)+1), ys, style, label=k)
-        plt.gca().set(xlabel='epochs', ylabel='loss')
+            plt.plot(ys, style, label=k)
+        plt.gca().set(xlabel='epoch', ylabel='loss')
         plt.locator_params(axis='x', integer=True)
         plt.legend()
     cells = [[f'{v:.4g}' if isinstance(v, float) else printable(ifnone(v, '–')) for v in o.values()] for o in rows]
     last = ', '.join(f'{printable(k)} {c}' for k,c in zip(rows[-1], cells[-1]))
-    return [html_plot(draw, f'Training and validation loss of {len(rows)} epochs. The last: {last}.'),
+    return [html_plot(draw, f'Training and validation loss of {len(rows)} epochs; the last: {last}.'),
         Details(Summary('The numbers'), html_table('Epochs', map(printable, rows[0]), cells))]
 
-# %% ../nbs/25_report.ipynb #96a34170
+# %% ../nbs/25_report.ipynb #210b9737
 _css = '''
 :root{color-scheme:light dark;--ink:#1a1c20;--paper:#fff;--soft:#50565f;--line:#c4c9d0}
 @media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--paper:#16181c;--soft:#a9b0ba;--line:#454b54}}
-body{margin:0 auto;padding:1rem;max-width:60rem;font:1rem/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
-h1,h2,figcaption,tbody th{overflow-wrap:anywhere}h2{margin-top:2.5rem}p{max-width:42rem}.lead{font-size:1.4rem}
+body{margin:0 auto;padding:1rem;max-width:60rem;font:1rem/1.5 system-ui,sans-serif}
+body,tbody th{color:var(--ink);background:var(--paper)}h1,h2,figcaption,tbody th{overflow-wrap:anywhere}
+h2{margin-top:2.5rem}p{max-width:42rem}.lead{font-size:1.4rem}caption{font-weight:600}th{font-weight:500}
 .wide{overflow:auto;max-height:40rem}@media print{.wide{max-height:none}tr,figure{break-inside:avoid}}
 table{border-collapse:collapse}th,td{padding:.25rem .5rem;border-bottom:1px solid var(--line);text-align:right}
-caption,tr>:first-child{text-align:left}th{font-weight:500;vertical-align:bottom}tbody th{position:sticky;left:0}
-tbody th{min-width:6rem;max-width:12rem;background:var(--paper)}.right{outline:2px solid;outline-offset:-2px;font-weight:700}
+caption,tr>:first-child{text-align:left}th{vertical-align:bottom}tbody th{position:sticky;left:0;max-width:12rem}
 td[style]{background:rgba(70,130,220,calc(var(--share)*.6));text-align:center;print-color-adjust:exact}
 table:has(td[style]) th+th{writing-mode:vertical-rl;rotate:180deg;text-align:left;vertical-align:top}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr));gap:1.2rem}figure{margin:0}
-.pair{display:flex;gap:.3rem}.pair img{flex:1;min-width:0;max-width:50%;height:auto}footer,figcaption{font-size:.9rem}
-footer,figcaption{color:var(--soft)}strong{color:var(--ink)}.plot svg{max-width:100%;height:auto}.plot text{fill:currentColor}
+.right{outline:2px solid;outline-offset:-2px;font-weight:700}.pair{display:flex;gap:.3rem}figure{margin:0}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr));gap:1.2rem}
+.pair img{flex:1;min-width:0;max-width:50%;height:auto}.plot svg{max-width:100%;height:auto}
+footer,figcaption{font-size:.9rem;color:var(--soft)}strong{color:var(--ink)}.plot text{fill:currentColor}
 '''
 
 def html_page(
     title:str, lead:list, parts:dict, # For the tab and on top; what is said first; headings with what follows them
 )->str: # The text of a file that needs no other
     "A page for any browser"
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     head = Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
-        Meta(http_equiv='Content-Security-Policy', content="default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-        ), Title(title), Style(Safe(_css)))
+        Meta(http_equiv='Content-Security-Policy', content=policy), Title(title), Style(Safe(_css)))
     main = Main(H1(title), *lead, *[Section(H2(k), *v) for k,v in parts.items()])
     end = Footer(P(f'Written by scratchai {__version__} on {date.today():%d %B %Y}.'))
     return to_xml(Html(head, Body(main, end), lang='en'), indent=False)

@@ -84,7 +84,7 @@ def test_list_confused():
     part = list_confused(interp)
     assert [int(o) for o in cells(part)]==interp.confusion_matrix().flatten().tolist()
     styles = Page(part).attr('style')
-    assert styles[:2]==['--share:0.67','--share:0.33'] and len(Page(part).tags.filter(lambda o: o[1].get('class')=='right'))==3
+    assert styles[:2]==['--share:0.82','--share:0.58'] and len(Page(part).tags.filter(lambda o: o[1].get('class')=='right'))==3
     few = list_confused(interp, k=1)
     assert cells(few, 'th')==['Actual class','Taken for','Times','ant'] and cells(few)==['bee','1']
     assert len(cells(list_confused(interp, k=2)))==4
@@ -116,7 +116,7 @@ def test_show_trust():
 def test_show_history():
     rows = [dict(epoch=0, train_loss=1.25, valid_loss=None, note='<b>'), dict(epoch=1, train_loss=.5, valid_loss=.75, note='x')]
     page = Page(show_history(rows))
-    assert '01.25–<b>10.50.75x' in page.text and 'of 2 epochs. The last: epoch 1, train_loss 0.5,' in page.attr('aria-label')[0]
+    assert '01.25–<b>10.50.75x' in page.text and 'of 2 epochs; the last: epoch 1, train_loss 0.5,' in page.attr('aria-label')[0]
     assert 'valid_loss' in page.text and not page.all('b')
     assert 'x' in Page(show_history([dict(a='x')])).text # nothing to draw
 
