@@ -36,7 +36,7 @@ class ToFloat:
     )->tuple: # The batch, its other parts as they were
         return b[0].permute(0,3,1,2).float().div_(255),*b[1:]
 
-# %% ../nbs/03_data.ipynb #14b40592
+# %% ../nbs/03_data.ipynb #0cafa6a9
 imagenet_stats = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 cifar_stats = ([0.491, 0.482, 0.447], [0.247, 0.243, 0.261])
 mnist_stats = ([0.131], [0.308])
@@ -47,7 +47,10 @@ class Normalize:
     def __init__(self,
         mean=None, # One number for each channel; `None`: `setup` measures both
         std=None, # One number for each channel
-    ): self.mean,self.std = [o if o is None else torch.as_tensor(o).float().view(-1,1,1) for o in (mean,std)]
+    ):
+        if callable(mean): raise TypeError(f'`Normalize` takes numbers, and not a function such as {mean.__name__!r}: '
+            'for another kind of data write a `Transform` whose `order` is 99.')
+        self.mean,self.std = [o if o is None else torch.as_tensor(o).float().view(-1,1,1) for o in (mean,std)]
     @classmethod
     def from_stats(cls,
         mean, # One number for each channel
@@ -134,7 +137,7 @@ def show_batch(self:DataLoader,
 def _show(self:DataLoader, o, ax, **kwargs):
     show_image(o[0], ax=ax, title=', '.join(printable(class_names.get(y, y)) for y in o[1:]), **kwargs)
 
-# %% ../nbs/03_data.ipynb #170bd5ef
+# %% ../nbs/03_data.ipynb #7aa77b61
 class DataLoaders:
     "A training loader, a validation loader, and what they share"
     def __init__(self,
@@ -187,6 +190,9 @@ class DataLoaders:
         self.device = torch.device(device)
         for o in self._ours: o.device = self.device
         return self
+    def new(self, *args, **kwargs): # The same loaders, but for what each one's `new` is given
+        kept = dict(path=self.path, device=self.device, loss_func=self.loss_func, vocab=self.vocab)
+        return type(self)(*[o.new(*args, **kwargs) for o in self.loaders], **kept)
     def cuda(self): return self.to(default_device())
     def cpu(self): return self.to('cpu')
     def one_batch(self): return self.train.one_batch() if hasattr(self.train, 'one_batch') else next(iter(self.train))

@@ -249,3 +249,14 @@ def test_folders_that_will_not_do(pictures, tmp_path):
     with pytest.raises(ValueError, match='There are no pictures in .*/empty/train'): folder_dls(tmp_path/'empty')
     Image.new('RGB', (4,4)).save(path/'train/cover.png')
     with pytest.raises(ValueError, match='cover.png lies in no class folder'): folder_dls(path)
+
+def test_normalize_takes_no_function():
+    def encodes(self, x): return x
+    with pytest.raises(TypeError, match="`Normalize` takes numbers, and not a function such as 'encodes'"): Normalize(encodes)
+
+def test_new_loaders_are_like_the_old_but_for_what_is_given(tmp_path):
+    items = [(torch.full((1,), float(i)),i) for i in range(8)]
+    old = DataLoaders(DataLoader(items, 2, n_workers=0, shuffle=True), DataLoader(items, 2, n_workers=0), path=tmp_path, vocab=list('abcdefgh'), loss_func=len, device='cpu')
+    new = old.new(bs=4)
+    assert ([o.bs for o in new.loaders], [o.shuffle for o in new.loaders], [o.split_idx for o in new.loaders])==([4,4], [True,False], [0,1]) and old.bs==2
+    assert (new.path, new.vocab, new.loss_func, new.device)==(old.path, old.vocab, len, old.device) and type(new) is DataLoaders
