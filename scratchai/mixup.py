@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LossCallback', 'LabelSmoothing', 'MixHandler', 'MixUp', 'CutMix', 'Saturation', 'shift_hue', 'Hue', 'RandomErasing']
 
-# %% ../nbs/26_mixup.ipynb #277115cc
+# %% ../nbs/26_mixup.ipynb #06561710
 from copy import copy
 from functools import lru_cache,partial
 
@@ -22,7 +22,7 @@ from .types import *
 from .transform import *
 from .augment import *
 from .inference import *
-from .augment import _first,_light,_method
+from .augment import _first
 
 # %% ../nbs/26_mixup.ipynb #601904db
 def _with(loss, **kwargs):
@@ -117,14 +117,13 @@ class CutMix(MixHandler):
         i = int(torch.randint(size, (1,)))-n//2
         return max(i, 0),min(i+n, size)
 
-# %% ../nbs/26_mixup.ipynb #d0250700
+# %% ../nbs/26_mixup.ipynb #5f2a23fc
 class Saturation(Contrast):
     "Each pixel farther from the grey of the same brightness, or nearer to it"
-    def mat(self, x, rng):
-        if x.shape[1]!=3: return
-        res = _light(x, by := self.factor(x, rng))
-        res[:,:3,:3] += (1-by[:,None,None])*tensor([0.2989,0.5870,0.1140])
-        return res
+    def change(self, logits, by):
+        if logits.shape[1]!=3: return logits
+        shares = logits.new_tensor([0.2989,0.5870,0.1140])[:,None,None]
+        return torch.lerp((logits*shares).sum(1, keepdim=True), logits, by)
 
 # %% ../nbs/26_mixup.ipynb #0b7d46e1
 def shift_hue(
@@ -139,18 +138,28 @@ def shift_hue(
     k = (tensor([5.,3.,1.]).to(x.device, x.dtype, non_blocking=True)[:,None,None] + (h + 6*by)[:,None])%6
     return v[:,None] - c[:,None]*torch.minimum(k, 4-k).clamp(0, 1)
 
-# %% ../nbs/26_mixup.ipynb #2a45ed93
-@delegates(LightingTfm, but='parts')
+# %% ../nbs/26_mixup.ipynb #a5080136
 class Hue(LightingTfm):
     "Other hues"
     def __init__(self, max_hue:float=0.1, p:float=0.75, draw=None, **kwargs): # As in `Rotate`; `draw`: 0 to 1, a circle
         store_attr()
         super().__init__(**kwargs)
-    def recolour(self, x, rng):
+    def amount(self, x, rng):
         lo = 1-self.max_hue
-        if x.shape[1]==3: return partial(shift_hue, by=self.values(x, rng, lo, 1/lo, self.p, self.draw, ratio=True))
+        return self.values(x, rng, lo, 1/lo, self.p, self.draw, ratio=True)
+    def change(self, logits, by):
+        if logits.shape[1]!=3: return logits
+        return shift_hue(logits.sigmoid(), by.flatten()).logit(1e-7)
 
-for cls in (Saturation,Hue): setattr(TensorImage, cls.__name__.lower(), _method(cls))
+# %% ../nbs/26_mixup.ipynb #4b26d4c1
+def _method(cls):
+    @delegates(cls)
+    def f(x, **kwargs): return cls(**kwargs)(x, split_idx=0)
+    return f
+
+for k,cls in dict(flip_batch=Flip, dihedral_batch=Dihedral, rotate=Rotate, zoom=Zoom, warp=Warp).items():
+    for kind in (TensorImage,TensorMask,TensorPoint): setattr(kind, k, _method(cls))
+for cls in (Brightness,Contrast,Saturation,Hue): setattr(TensorImage, cls.__name__.lower(), _method(cls))
 
 # %% ../nbs/26_mixup.ipynb #96a3b066
 class RandomErasing(RandTransform):

@@ -46,6 +46,15 @@ def test_much_smaller_takes_means_unless_it_zooms():
 
 def _box(x, start, n): return tensor([[[(n-1)/255,0,(2*start+n-1)/255-1],[0,(n-1)/255,(2*start+n-1)/255-1]]])
 
+def test_a_few_at_a_time_is_all_at_once():
+    many = torch.rand(90, 3, 40, 40, generator=g).requires_grad_()
+    m,by = Rotate(max_deg=40, p=1.).mat(many, Draws(range(90))),torch.linspace(.5, 2, 90)
+    a,b = TensorImage(many).affine_coord(m),F.grid_sample(many, perspective_grid(m, (40,40)), 'bilinear', 'reflection', True)
+    close(plain(a).detach(), b.detach(), 1e-6)
+    close(*[torch.autograd.grad(plain(o).square().sum(), many)[0] for o in (a,b)], 1e-5)
+    a,b = Contrast(draw=by, p=1.)(TensorImage(many.detach()), split_idx=0),(many.logit(1e-7)*by[:,None,None,None]).sigmoid()
+    close(plain(a), b.detach(), 1e-5)
+
 def test_masks_stay_integer():
     m = TensorMask(torch.randint(0, 7, (4,24,24), generator=g))
     for t in (m, TensorMask(m.byte()), TensorMask(m[:,None])):
@@ -156,12 +165,12 @@ def test_brightness_contrast():
     close(x.brightness(draw=.7, p=1.), (l+math.log(.7/.3)).sigmoid(), 1e-4)
     close(x.contrast(draw=1.5, p=1.), (l*1.5).sigmoid(), 1e-4)
     close(x.brightness(p=0.), x, 1e-4), close(x.contrast(p=0.), x, 1e-4)
-    def drawn(t, i=0, j=0): return t.mat(torch.zeros(3000, 3), Draws(range(3000)))[:,i,j]
-    b = drawn(Brightness(.4, p=1.), 0, 3).sigmoid()
+    def drawn(t): return t.amount(torch.zeros(3000, 3), Draws(range(3000)))
+    b = drawn(Brightness(.4, p=1.)).sigmoid()
     assert .3<=b.min()<.302 and .698<b.max()<=.7001
     c = drawn(Contrast(.4, p=1.))
     assert .6<=c.min()<.602 and 1.66<c.max()<1.667 and .48<(c<1).float().mean()<.52 and .7<(drawn(Contrast(p=.75))!=1).float().mean()<.8
-    assert len(drawn(Brightness(p=1., batch=True), 0, 3).unique())==1
+    assert len(drawn(Brightness(p=1., batch=True)).unique())==1
     white = TensorImage(torch.ones(1, 1, 2, 2))
     assert 0<(1-white.brightness(draw=.4, p=1.)).min()<1e-5 and type(TensorImageBW(white).contrast(p=1.)) is TensorImageBW
 
@@ -177,7 +186,7 @@ def test_saturation_and_hue():
     close(bw.hue(draw=.4, p=1.), bw), close(bw.saturation(draw=.1, p=1.), bw)
     far = TensorImage(tensor([1.,0,0]).view(1,3,1,1).expand(500,3,1,1)).hue(max_hue=.3, p=1.)
     assert far.amax(dim=1).min()>.99 and len(plain(far).unique(dim=0))>400
-    s = Saturation(.4, p=1.).factor(torch.zeros(3000, 3), Draws(range(3000)))
+    s = Saturation(.4, p=1.).amount(torch.zeros(3000, 3), Draws(range(3000)))
     assert .6<=s.min()<.602 and 1.66<s.max()<1.667
 
 def test_random_erasing():
@@ -404,3 +413,96 @@ def test_the_cell_of_fastbook_5():
     y = TensorImage(x.clone())
     y1 = y.affine_coord(sz=16).rotate(draw=30, p=1.).zoom(draw=1.2, p=1.).warp(draw_x=-0.2, draw_y=0.2, p=1.)
     assert Pipeline(tfms)(y).shape==y1.shape==(4,3,16,16)
+
+# --- each argument of `aug_transforms`, by what it does to places and pixels
+
+off = dict(do_flip=False, max_rotate=0., max_zoom=1., max_lighting=0., max_warp=0.)
+spots = TensorPoint(tensor([[[-.4,-.4],[.4,-.4],[-.4,.4],[.4,.4],[0,0]]]).repeat(800, 1, 1))
+
+def moved(**kwargs):
+    "Where 800 times five points go, and which of the 800 stay as they are"
+    set_seed(0)
+    q = plain(Pipeline(aug_transforms(**{**off, **kwargs}), 0)(spots))
+    return q,(q-plain(spots)).abs().amax((1,2))<1e-5
+
+def lit(grey, n=2000, **kwargs):
+    "The colours that `n` pixels of one grey get"
+    set_seed(0)
+    return plain(Pipeline(aug_transforms(**{**off, **kwargs}), 0)(TensorImage(torch.full((n,1,1,1), grey)))).flatten()
+
+def angle(q): return torch.atan2(q[:,3,1]-q[:,0,1], q[:,3,0]-q[:,0,0]).rad2deg()-45
+
+def test_aug_transforms_do_flip_and_flip_vert():
+    assert moved()[1].all()
+    q,same = moved(do_flip=True)
+    assert .45<same.float().mean()<.55
+    close(q[~same], (plain(spots)*tensor([-1,1]))[~same], 1e-5)
+    q,same = moved(do_flip=True, flip_vert=True)
+    assert .5<same.float().mean()<.62 and len({tuple(o.flatten().mul(10).round().int().tolist()) for o in q})==8
+
+def test_aug_transforms_max_rotate_and_mult():
+    for kw,most in ((dict(max_rotate=30.),30),(dict(max_rotate=10., mult=2.),20)):
+        a = angle(moved(p_affine=1., **kw)[0])
+        assert .97*most<a.max()<most+.01 and -most-.01<a.min()<-.97*most
+
+def test_aug_transforms_min_zoom_and_max_zoom():
+    f = (lambda q: q[:,1,0]-q[:,0,0])(moved(min_zoom=.8, max_zoom=1.5, p_affine=1.)[0])/.8
+    assert .79<f.min()<.83 and 1.47<f.max()<1.51
+    f = (lambda q: q[:,1,0]-q[:,0,0])(moved(max_zoom=1.5, mult=3., p_affine=1.)[0])/.8
+    assert .999<f.min() and 1.47<f.max()<1.51
+
+def test_aug_transforms_max_warp_and_mult():
+    def tilt(**kwargs): # of the line through two points, which only a warp makes unlike that through the others
+        q,_ = moved(p_affine=1., **kwargs)
+        top,low = q[:,1]-q[:,0],q[:,3]-q[:,2]
+        return (top[:,0]/low[:,0]-1).abs().max()
+    assert tilt(max_rotate=20., max_zoom=1.3)<1e-4 and tilt(max_warp=.1)<tilt(max_warp=.2)<tilt(max_warp=.2, mult=1.5)
+    close(tilt(max_warp=.15, mult=2.), tilt(max_warp=.3), 1e-5)
+
+@pytest.mark.parametrize('kw', [dict(max_rotate=10.), dict(max_zoom=1.3)], ids=str)
+def test_aug_transforms_p_affine(kw):
+    for p in (0.,.3,.75,1.): assert abs(moved(p_affine=p, **kw)[1].float().mean()-(1-p))<.05
+    assert abs(moved(max_warp=.2, p_affine=.5)[1].float().mean()-.25)<.05 # across and down
+
+def test_aug_transforms_max_lighting_p_lighting_and_mult():
+    def bounds(**kwargs): return [f(lit(.5, **kwargs)).item() for f in (torch.min, torch.max)] # contrast leaves .5
+    (a,b),(c,d) = bounds(max_lighting=.2, p_lighting=1.),bounds(max_lighting=.2, mult=2., p_lighting=1.)
+    assert c<a<.42 and .58<b<d and bounds(max_lighting=.3, p_lighting=0.)==pytest.approx([.5,.5], abs=1e-5)
+    for p in (.25,.75): assert abs((lit(.5, max_lighting=.3, p_lighting=p)!=lit(.5, max_lighting=.3, p_lighting=0.)).float().mean()-p)<.04
+    far = lit(.8, max_lighting=.3, p_lighting=.5) # of these, brightness or contrast has changed three quarters
+    assert abs(((far-.8).abs()>1e-4).float().mean()-.75)<.04
+
+def test_aug_transforms_xtra_tfms():
+    bare,more = [Pipeline(aug_transforms(**off, xtra_tfms=o), 0)(x) for o in (None,[RandomErasing(p=1., sl=.2),Hue(max_hue=.4, p=1.)])]
+    assert bare is x and (more>1).any() and not torch.equal(plain(more), plain(x))
+    assert len(aug_transforms(xtra_tfms=Rotate(40.)))==2 # it joins the others' lookup
+
+def test_aug_transforms_size_mode_pad_mode_and_align_corners():
+    ramp = TensorImage(torch.arange(1., 13).expand(300, 1, 12, 12))
+    def go(**kwargs):
+        set_seed(0)
+        return plain(Pipeline(aug_transforms(**{**off, **kwargs}), 0)(ramp))
+    for size,shape in ((7,(7,7)),((5,9),(5,9))): assert go(size=size).shape[2:]==shape
+    spin = dict(max_rotate=45., p_affine=1.)
+    assert len(go(**spin).unique())>1000 and set(go(**spin, mode='nearest').unique().tolist())<=set(range(1, 13))
+    assert (go(**spin, pad_mode='zeros')==0).any() and go(**spin).min()>.99 and go(**spin, pad_mode='border').min()>.99
+    assert not torch.allclose(go(**spin, pad_mode='border'), go(**spin), atol=.1)
+    close(go(size=6)[0], F.interpolate(plain(ramp)[:1], size=(6,6), mode='bilinear', align_corners=True)[0], 1e-4)
+    close(go(size=6, align_corners=False)[0], F.interpolate(plain(ramp)[:1], size=(6,6), mode='bilinear', align_corners=False)[0], 1e-4)
+    for mode in ('bilinear','bicubic'): assert torch.equal(go(**spin, mode=mode), go(**spin, mode=mode))
+    assert not torch.allclose(go(**spin, mode='bicubic'), go(**spin), atol=.05)
+
+def test_aug_transforms_batch():
+    kw = dict(do_flip=True, max_rotate=20., max_zoom=1.4, max_warp=.2, p_affine=1.)
+    assert (lambda q: (q-q[:1]).abs().max())(moved(**kw, batch=True)[0])<1e-5
+    assert (lambda q: (q-q[:1]).abs().max())(moved(**kw)[0])>.2
+    assert len(lit(.3, max_lighting=.3, batch=True).unique())==1 and len(lit(.3, max_lighting=.3).unique())>500
+
+def test_aug_transforms_min_scale():
+    across = torch.linspace(0, 1, 40).expand(40, 40)
+    places = TensorImage(torch.stack([across, across.T]).expand(600, 2, 40, 40))
+    set_seed(0)
+    y = plain(Pipeline(aug_transforms(**off, size=16, min_scale=.25), 0)(places))
+    (w,h) = [y[:,i].amax((1,2))-y[:,i].amin((1,2)) for i in range(2)]
+    assert .21<(w*h).min()<.3 and .9<(w*h).max()<=1.01 and (w-h).abs().max()<.03 # a square stays one
+    assert y[:,0].amin((1,2)).max()>.3 and y[:,1].amin((1,2)).max()>.3 # at all places

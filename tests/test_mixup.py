@@ -87,6 +87,12 @@ def test_reduction_none_and_targets_of_pixels():
     for loss in (CrossEntropyLossFlat(axis=1), F.cross_entropy): close(cb.train_loss(loss, pred, y), torch.lerp(*each, cb.lam).mean(), 1e-5)
 
 @pytest.mark.parametrize('cls', [MixUp,CutMix])
+def test_the_loaders_batch_is_not_written_into(cls):
+    x,y = xb.clone(),yb.clone()
+    learn,seen,target,*_ = fitted(cls(5.), x=x, y=y)
+    assert torch.equal(x, xb) and torch.equal(y, yb) and not torch.equal(seen, xb) and target is y
+
+@pytest.mark.parametrize('cls', [MixUp,CutMix])
 def test_targets_that_are_no_classes_are_blended(cls):
     y = (torch.rand(12, 5, generator=g)>.5).float()
     for loss in (BCEWithLogitsLossFlat(), F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss(), MSELossFlat()):
@@ -237,3 +243,14 @@ def test_tta_leaves_loaders_and_learner_as_they_were(learn):
     learn.tta(n=1)
     assert learn.dls.train.state_dict()==state and learn.dls.valid.split_idx==1 and list(learn.cbs)==cbs
     with pytest.raises(TypeError, match='`tta` needs a `DataLoader`, not a list'): learn.tta(dl=[(xb,yb)])
+
+@pytest.mark.parametrize('cls', [MixUp,CutMix,LabelSmoothing])
+def test_nothing_leaks_into_predict_and_interpretation(learn, cls):
+    from scratchai.interpret import Interpretation
+    fn = learn.dls.valid_ds.items[0]
+    mixed = Learner(learn.dls, simple_cnn(10), metrics=accuracy, cbs=cls())
+    with mixed.no_logging(): mixed.fit(1, lr=0.)
+    mixed.model.load_state_dict(learn.model.state_dict())
+    for a,b in zip(mixed.predict(fn)[1:], learn.predict(fn)[1:]): assert torch.equal(a, b)
+    a,b = [Interpretation.from_learner(o) for o in (mixed,learn)]
+    assert torch.equal(a.preds, b.preds) and torch.equal(a.losses, b.losses)
