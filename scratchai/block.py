@@ -27,7 +27,7 @@ from .splitters import *
 from .files import _listed # arrays and tensors as lists
 from .transform import _checked,_pick # splits as positions; an item of a list, or of a frame
 
-# %% ../nbs/12_block.ipynb #70ba3e1e
+# %% ../nbs/12_block.ipynb #8b91e284
 @dataclass
 class TransformBlock:
     "How one part of an item is made, and what comes with it"
@@ -35,27 +35,24 @@ class TransformBlock:
     item_tfms:list=None # Transforms of the item, in the worker, besides `ToTensor`
     batch_tfms:list=None # Transforms of the batch, on the device
     dl_type:type=None # A class of loader; `None`: `TfmdDL`
-    dls_kwargs:dict=None # Arguments for the loaders
+    dls_kwargs:dict=None # Arguments for `dataloaders`, if they are not given there
     def __post_init__(self):
         for k in 'type_tfms','item_tfms','batch_tfms': setattr(self, k, L(getattr(self, k)))
 
 def ImageBlock(cls=PILImage): return TransformBlock(cls.create, batch_tfms=IntToFloatTensor) # Or `PILImageBW`
 
-def CategoryBlock(vocab=None, sort:bool=True, add_na:bool=False): # As in `Categorize`
-    "One class of several"
+def CategoryBlock(vocab=None, sort:bool=True, add_na:bool=False): # One class of several; as in `Categorize`
     return TransformBlock(Categorize(vocab, sort=sort, add_na=add_na))
 
-# %% ../nbs/12_block.ipynb #33f58e62
+# %% ../nbs/12_block.ipynb #57b0dac3
 def _own(o): return copy(o() if isinstance(o, type) else o) if isinstance(o, (type,Transform,Normalize)) else o
 
-def _merge(*tfms):
-    "All of them in one list; of one class of transforms, the last"
+def _merge(*tfms): # All of them in one list; of one class of transforms, the last
     def kind(o): return type(o) if isinstance(o, (Transform,Normalize)) and type(o) is not Transform else id(o)
     return L({kind(o): o for o in L(map(L, tfms)).concat().map(_own)}.values())
 
-# %% ../nbs/12_block.ipynb #96f22e7c
-def _brief(o):
-    "`o` in a few words: its class and shape, or what it is if that is short"
+# %% ../nbs/12_block.ipynb #93d4873b
+def _brief(o): # In a few words: its class and shape, or what it is if that is short
     if isinstance(o, tuple): return f"({', '.join(map(_brief, o))})"
     if isinstance(o, Tensor) and o.numel()<5: return ' '.join(repr(o).split())
     if hasattr(o, 'to_dict') and o.ndim==1: o = o.to_dict() # a row of a frame
@@ -64,8 +61,7 @@ def _brief(o):
     if isinstance(o, Path): return printable('/'.join(o.parts if len(o.parts)<4 else ('…',*o.parts[-3:])))
     return truncstr(printable(repr(o)), 60, suf='…')
 
-def _walk(title, fs, o, where='0'):
-    "Run `o`, of item `where`, through the transforms `fs`, and print what comes out of each"
+def _walk(title, fs, o, where='0'): # Print what comes out of each of `fs`; `where` names the item
     print(f'{title:22}{_brief(o)}')
     for f in fs:
         print(f"  {getattr(f, 'name', type(f).__name__):20}", end='', flush=True)
@@ -73,7 +69,7 @@ def _walk(title, fs, o, where='0'):
         except TransformError as e: raise TransformError(*e.args[:3], where) from e.__cause__
     return o
 
-# %% ../nbs/12_block.ipynb #926c712f
+# %% ../nbs/12_block.ipynb #b9618a42
 class DataBlock:
     "Which items there are, what of them is input and target, and which validate: all that `DataLoaders` need"
     def __init__(self,
@@ -81,11 +77,9 @@ class DataBlock:
         dl_type=None, # A class of loader; `None`: what a block asks for, or `TfmdDL`
         getters=None, # A function from item to part for each block, instead of `get_x` and `get_y`
         n_inp:int=None, # So many blocks are input; `None`: all but the last
-        item_tfms=None, # Transforms of an item, besides those of the blocks
-        batch_tfms=None, # Transforms of a batch, besides those of the blocks
+        item_tfms=None, batch_tfms=None, # Transforms of an item and of a batch, besides those of the blocks
         *, get_items=None, # From the source to a list of items, or a table; `None`: the source is one
-        get_x=None, # From an item to the input: a function, a `Pipeline` of some, or a list with one for each input
-        get_y=None, # From an item to the target, likewise
+        get_x=None, get_y=None, # From an item to input and target: a function, a `Pipeline`, or a list: one a block
         splitter=None, # From the items to two lists of positions, or masks; `None`: `RandomSplitter()`
     ):
         self.blocks = L(b() if callable(b) else b for b in L(ifnone(blocks, [TransformBlock]*2)))
@@ -95,28 +89,23 @@ class DataBlock:
         self.getters,self.splitter = [noop]*len(self.blocks),splitter or RandomSplitter()
         x,y = slice(self.n_inp),slice(self.n_inp, None)
         for k,fs,part in ('getters',getters,slice(None)),('get_x',get_x,x),('get_y',get_y,y):
-            if fs is not None: self._set_getters(k, [fs] if callable(fs) else list(fs), part)
+            if fs is None: continue
+            fs,n = [fs] if callable(fs) else list(fs),len(self.blocks[part])
+            if len(fs)!=n: raise ValueError(f'`{k}` has {len(fs)} functions for {n} of {len(self.blocks)} blocks '
+                f'(`n_inp` is {self.n_inp}): give one for each. Several for the same block are a `Pipeline`.')
+            self.getters[part] = fs
         self.dl_type = dl_type or first(self.blocks.attrgot('dl_type').filter()) or TfmdDL
         self._set_tfms(item_tfms, batch_tfms)
     @classmethod
-    def from_columns(cls, blocks=None, getters=None, get_items=noop, **kwargs): # As above
-        "For a source, or `get_items`, that gives a list for each block, and not one of items"
+    def from_columns(cls, blocks=None, getters=None, get_items=noop, **kwargs): # The source has a list for each block
         getters = getters or [ItemGetter(i) for i in range(2 if blocks is None else len(L(blocks)))]
         return cls(blocks, getters=getters, get_items=lambda o: list(zip(*get_items(o))), **kwargs)
-    def _set_getters(self, name, fs, part):
-        if len(fs)!=len(self.blocks[part]): raise ValueError(f'`{name}` has {len(fs)} functions for '
-            f'{len(self.blocks[part])} of {len(self.blocks)} blocks (`n_inp` is {self.n_inp}): give one for each. '
-            'Several for the same block are a `Pipeline`.')
-        self.getters[part] = fs
     def _set_tfms(self, item_tfms, batch_tfms):
         self.item_tfms = _merge(ToTensor, *self.blocks.attrgot('item_tfms'), item_tfms)
         self.batch_tfms = _merge(*self.blocks.attrgot('batch_tfms'), batch_tfms)
         return self
-    def new(self, item_tfms=None, batch_tfms=None):
-        "The same answers with other transforms"
-        return copy(self)._set_tfms(item_tfms, batch_tfms)
+    def new(self, item_tfms=None, batch_tfms=None): return copy(self)._set_tfms(item_tfms, batch_tfms)
     def items(self, source):
-        "The items of a source"
         res = self.get_items(source) if self.get_items else source
         if isinstance(res, (str,Path)): raise TypeError(f'{res} is one path: say with `get_items` which items are '
             'there, as `get_image_files` does.')
@@ -124,8 +113,7 @@ class DataBlock:
         who = '`get_items` found' if self.get_items else 'the source has'
         if not len(res): raise ValueError(f'There are no items: {who} none in {_brief(source)}.')
         return res
-    def split(self, items):
-        "Positions that train, and that validate; from a table, the splitter gets one with its rows numbered from 0"
+    def split(self, items): # Positions that train, and that validate; rows of a table are numbered from 0
         found = self.splitter(items.reset_index(drop=True) if hasattr(items, 'iloc') else items)
         res = _checked(found, len(items))
         if len(res)>1 and res[1]: return res
@@ -146,30 +134,18 @@ class DataBlock:
         for tl in res.tls.filter(lambda o: any(isinstance(f, Categorize) or hasattr(f, 'eager') for f in o.tfms)):
             for i in L(splits).concat(): tl[i]
         return res
-    def dataloaders(self, source,
-        path='.', # Where a learner puts its files
-        bs:int=64, # Items in a batch
-        val_bs:int|None=None, # Items in a batch for validation; `None`: `bs`
-        num_workers:int|None=None, # 0: in this process; `None`: one a core, where that works; also `n_workers`
-        device=None, # Where batches go; `None` is `default_device()`
-        shuffle:bool=True, # A new order of the training items in every epoch?
+    @delegates(FilteredBase.dataloaders, keep=True)
+    def dataloaders(self, source, path='.', # Where a learner puts its files
         verbose:bool=False, # Say what was found?
         cache=None, # Decode once, and keep the pictures: 'memory', or a folder; `None`: decode in every epoch
-        **kwargs # For the loaders: `seed`, `drop_last`, `skip_bad`…
+        **kwargs
     )->DataLoaders:
         "Loaders of batches"
-        own = dict(bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, shuffle=shuffle)
-        asked = merge(*self.blocks.attrgot('dls_kwargs').filter()) # gives way to an argument that was given
-        asked = {k: v for k,v in asked.items() if own.get(k)==dict(bs=64, shuffle=True).get(k)}
-        kwargs = {**own, **asked, **kwargs}
         if cache is not None: kwargs['items'] = partial(CachedItems, cache=cache)
+        kwargs = {**merge(*self.blocks.attrgot('dls_kwargs').filter()), **kwargs}
         return self.datasets(source, verbose).dataloaders(path=path, after_item=self.item_tfms.map(_own),
             after_batch=self.batch_tfms.map(_own), **kwargs)
-    def summary(self, source,
-        bs:int=4, # Items in the batch
-        show_batch:bool=False, # Show it too?
-        **kwargs # Passed on to `show_batch`
-    ):
+    def summary(self, source, bs:int=4, show_batch:bool=False, **kwargs): # Items in the batch; show it too, and how?
         "Print what happens to an item and to a batch, step by step; an error is raised below the step that failed"
         train = self.datasets(source, verbose=True).train
         o = _pick(train.items, 0)
@@ -180,7 +156,7 @@ class DataBlock:
         _walk('Batch', dl.after_batch, dl.new(after_batch=None).one_batch())
         if show_batch: dl.show_batch(**kwargs)
 
-# %% ../nbs/12_block.ipynb #91d06d34
+# %% ../nbs/12_block.ipynb #c5f7c7ba
 class MultiCategorize(ItemTransform, Categorize):
     "Lists, or tuples, of classes to their numbers, and back"
     loss_func = BCEWithLogitsLossFlat()
@@ -196,8 +172,7 @@ class MultiCategorize(ItemTransform, Categorize):
 class OneHotEncode(Transform):
     "Numbers of classes to a row of zeros and ones, and back"
     order,random = 2,False
-    def __init__(self, c:int|None=None): # Number of classes; `None`: those of the vocab
-        self.c = c
+    def __init__(self, c:int|None=None): self.c = c # Number of classes; `None`: those of the vocab
     def setups(self, items): self.c = ifnone(self.c, len(items.vocab))
     def encodes(self, o:TensorMultiCategory): return torch.zeros(self.c).index_fill_(0, o.long().as_subclass(Tensor), 1)
     def decodes(self, o:TensorMultiCategory): return TensorMultiCategory(o.nonzero()[:,0])
@@ -209,17 +184,15 @@ class EncodedMultiCategorize(MultiCategorize):
     def encodes(self, o): return TensorMultiCategory(tensor(o).float())
     def decodes(self, o:TensorMultiCategory): return super().decodes(TensorMultiCategory(o.nonzero()[:,0]))
 
-# %% ../nbs/12_block.ipynb #836840d9
-def MultiCategoryBlock(encoded:bool=False, vocab=None, add_na:bool=False): # The last two as in `Categorize`
-    "Any number of several classes"
+# %% ../nbs/12_block.ipynb #dccea192
+def MultiCategoryBlock(encoded:bool=False, vocab=None, add_na:bool=False): # Any number of several classes
     return TransformBlock(EncodedMultiCategorize(vocab) if encoded else [MultiCategorize(vocab, add_na), OneHotEncode])
 
-# %% ../nbs/12_block.ipynb #a375c17c
+# %% ../nbs/12_block.ipynb #b8c856f8
 class RegressionSetup(ItemTransform):
     "A number, several, or text that is one, to `float32`; a tensor stays as it is"
     loss_func,random,eager = MSELossFlat(),False,True # a `DataBlock` reads eager targets at the start
-    def __init__(self, c:int|None=None): # How many numbers; `None`: as many as the first item has
-        self.c = c
+    def __init__(self, c:int|None=None): self.c = c # How many numbers; `None`: as many as the first item has
     def setups(self, items): self.c = ifnone(self.c, np.asarray(items[0]).size)
     def encodes(self, o):
         try: res = o if isinstance(o, Tensor) else torch.from_numpy(np.array(o, np.float32))
@@ -254,19 +227,16 @@ def BBoxBlock(*args, **kwargs):
         'are two points, for `PointBlock`; more is for a `TransformBlock` of your own.')
 BBoxLblBlock = BBoxBlock
 
-# %% ../nbs/12_block.ipynb #8a71c977
+# %% ../nbs/12_block.ipynb #3f69604b
 class AddMaskCodes(Transform):
     "What the values of a mask stand for; other values are an error"
     loss_func,random,div_mask = CrossEntropyLossFlat(axis=1),False,1
-    def __init__(self,
-        codes=None, # The names of the codes 0, 1, 2 …
-        values=None, # The value in the file for each code; `None`: the code itself
-    ):
-        codes = ifnone(codes, values)
-        self.codes,self.values = L() if codes is None else _listed(codes),values
+    def __init__(self, codes=None, # The names of the codes 0, 1, 2 …
+        values=None): # The value in the file for each code; `None`: the code itself
+        self.codes,self.values = _listed(ifnone(codes, values)),values
         if values is not None and len(values)!=len(self.codes): raise ValueError(f'There are {len(self.codes)} codes '
             f'{_brief(self.codes)}, and {len(values)} `values`: give one for each.')
-        if codes is not None: self.vocab,self.c = CategoryMap(self.codes, sort=False),len(self.codes)
+        if self.codes: self.vocab,self.c = CategoryMap(self.codes, sort=False),len(self.codes)
     def encodes(self, o:PILMask):
         n,res = len(self.codes) or 255,o
         if self.values is not None:
@@ -278,11 +248,10 @@ class AddMaskCodes(Transform):
         raise ValueError(f'The mask has the values {has}, and the codes are {codes}: say which value stands for each '
             'code, as `MaskBlock(codes, values=[0,255])` does.')
 
-def MaskBlock(codes=None, values=None): # As in `AddMaskCodes`
-    "A class for every pixel"
+def MaskBlock(codes=None, values=None): # A class for every pixel; as in `AddMaskCodes`
     return TransformBlock(type_tfms=[PILMask.create, AddMaskCodes(codes, values)], batch_tfms=IntToFloatTensor)
 
-# %% ../nbs/12_block.ipynb #533fdab0
+# %% ../nbs/12_block.ipynb #b7b0227d
 def _file_name(fn): return Path(fn).name
 _file_name.random,_file_name.names = False,True # for a loader: it draws nothing, and takes text
 
@@ -291,8 +260,7 @@ class ImageDataLoaders(DataLoaders):
     @classmethod
     def from_dblock(cls, dblock, source, path='.', **kwargs): return dblock.dataloaders(source, path=path, **kwargs)
     @classmethod
-    def from_path_func(cls,
-        path, fnames, # Where a learner puts its files; the files
+    def from_path_func(cls, path, fnames, # Where a learner puts its files; the files
         label_func, # From a path to its label
         valid_pct:float=0.2, seed:int|None=None, # Share that validates; decides the split, and the training order
         item_tfms=None, batch_tfms=None, # As in `DataBlock`: `Resize(64)`, `Normalize.from_stats(*imagenet_stats)`
@@ -307,16 +275,13 @@ class ImageDataLoaders(DataLoaders):
             batch_tfms=batch_tfms, splitter=splitter or RandomSplitter(valid_pct, seed))
         return cls.from_dblock(block, fnames, path, seed=seed, **kwargs)
     @classmethod
-    def from_name_func(cls, path, fnames, label_func, *args, **kwargs):
-        "From files, and a function from the file's name to label"
+    def from_name_func(cls, path, fnames, label_func, *args, **kwargs): # `label_func` gets the file's name
         return cls.from_path_func(path, fnames, Pipeline([_file_name, label_func]), *args, **kwargs)
     @classmethod
-    def from_path_re(cls, path, fnames, pat:str, *args, **kwargs):
-        "From files, and a pattern whose first group, in the path, is the label"
+    def from_path_re(cls, path, fnames, pat:str, *args, **kwargs): # The label is the first group of `pat` in the path
         return cls.from_path_func(path, fnames, RegexLabeller(pat), *args, **kwargs)
     @classmethod
-    def from_name_re(cls, path, fnames, pat:str, *args, **kwargs):
-        "From files, and a pattern whose first group, in the file's name, is the label"
+    def from_name_re(cls, path, fnames, pat:str, *args, **kwargs): # The label is the first group of `pat` in the name
         return cls.from_name_func(path, fnames, RegexLabeller(pat), *args, **kwargs)
     @classmethod
     def from_lists(cls, path, fnames, labels, valid_pct=0.2, seed=None, y_block=None, *args, splits=None, **kwargs):
@@ -328,29 +293,23 @@ class ImageDataLoaders(DataLoaders):
         return cls.from_path_func(path, list(zip(fnames, labels)), ItemGetter(1), valid_pct, seed, *args,
             get_x=ItemGetter(0), y_block=y_block or guess, splitter=splits and (lambda items: splits), **kwargs)
     @classmethod
-    def from_folder(cls,
-        path, # A folder with a folder for each class, in `train` and `valid` or, with `valid_pct`, directly
+    def from_folder(cls, path, # A folder with a folder for each class, in `train` and `valid` or directly
         train:str='train', valid:str='valid', # The folders to train on, and to validate on
-        valid_pct:float|None=None, # Share of all pictures that validate; `None`: those in `valid`
-        seed:int|None=None, # Decides the random split, and the training order
-        vocab=None, # The classes; `None`: those found
-        *args, **kwargs # As in `from_path_func`
+        valid_pct:float|None=None, seed:int|None=None, # Share of all that validates; `None`: the pictures in `valid`
+        vocab=None, *args, **kwargs # The classes; `None`: those found; as in `from_path_func`
     )->DataLoaders:
         "From a folder in Imagenette's layout"
         fns,n,label = class_files(path, train, valid, split=valid_pct is None)
         if valid_pct is None: kwargs['splitter'] = IndexSplitter(range(n, len(fns)))
         return cls.from_path_func(path, fns, label, valid_pct, seed, *args, y_block=CategoryBlock(vocab), **kwargs)
     @classmethod
-    def from_df(cls,
-        df, # A `DataFrame`, or a dict of columns
-        path='.', # Where the files are, and where a learner puts its own
+    def from_df(cls, df, path='.', # A `DataFrame`, or a dict of columns; the folder of the files
         valid_pct:float=0.2, seed:int|None=None, # Of a random split, if there is no `valid_col`
         fn_col=0, folder=None, suff:str='', # Name or number of the column of files; their folder; their ending
         label_col=1, label_delim:str|None=None, # Column of labels, or a list of columns; what stands between several
         y_block=None, # What a label becomes; `None`: a class, or with a list or `label_delim` several
         valid_col=None, # The column that says True, 1, 'yes' or 'valid' of those that validate; `None`: at random
-        *args, where='Row {} of the table'.format, # Names a row, numbered from 0, in messages
-        **kwargs # As in `from_path_func`
+        *args, where='Row {} of the table'.format, **kwargs # Names a row, from 0, in messages; as in `from_path_func`
     )->DataLoaders:
         "From a table with a column of files and one of labels"
         check_cells(df, fn_col, 'file', where)

@@ -36,15 +36,14 @@ def crop_pad(
     pads = (in_t-t,t+h-in_b),(in_l-l,l+w-in_r),(0,0)
     return retain_type(Image.fromarray(np.pad(x, pads[:x.ndim], _pads[pad_mode])), im)
 
-# %% ../nbs/38_crops.ipynb #8778a2da
+# %% ../nbs/38_crops.ipynb #0548b61a
 class Cut(NamedTuple):
     "What is done to each part of an item: a box is cut out, scaled, and the middle of that is left, perhaps mirrored"
     box:tuple # Left, top, width and height, in pixels
     full:tuple # Width and height that the box is scaled to
     size:tuple # Width and height of the middle
     flip:bool=False # Exchange left and right?
-    def image(self, im, resample=Image.BILINEAR, pad_mode='zeros'):
-        "What becomes of a picture"
+    def image(self, im, resample=Image.BILINEAR, pad_mode='zeros'): # What becomes of a picture
         (l,t,w,h),full,(W,H) = self.box,self.full,im.size
         r,b,scaled = l+w,t+h,full!=(w,h)
         if scaled and isinstance(im, PILBase): im = im.reduced(-(-min(W,H)*max(full)//min(w,h)))
@@ -55,15 +54,13 @@ class Cut(NamedTuple):
         if scaled: im = im.resize(full, resample, (l-x,t-y,r-x,b-y))
         if self.size!=full: im = crop_pad(im, (*self.margin,*self.size))
         return ImageOps.mirror(im) if self.flip else im
-    @property
-    def margin(self): return tuple((f-s)//2 for f,s in zip(self.full, self.size)) # Left of the middle, and above
-    def points(self, p):
-        "What becomes of points `(n, 2)` in it, in pixels"
+    margin = property(lambda self: tuple((f-s)//2 for f,s in zip(self.full, self.size))) # Left of the middle, and above
+    def points(self, p): # What becomes of points `(n, 2)` in it, in pixels
         l,t,w,h = self.box
         res = (p-tensor([l,t]))*tensor(self.full)/tensor([w,h])-tensor(self.margin)
         return tensor([self.size[0],0])+res*tensor([-1,1]) if self.flip else res
 
-# %% ../nbs/38_crops.ipynb #449617a5
+# %% ../nbs/38_crops.ipynb #b9f5c5bf
 def _first_size(o):
     "Width and height of the first picture in a nest of tuples"
     if isinstance(o, Image.Image): return o.size
@@ -74,8 +71,7 @@ class CutTransform(DisplayedTransform):
     "Gives all pictures, masks and points of an item the same cut, which a subclass says in `cut(w, h)`"
     order,random,resamples,pad_mode = 1,'train',(Image.BILINEAR,Image.NEAREST),'zeros'
     def draw(self): return random.random(),random.random()
-    def before_call(self, b, split_idx):
-        "Once for each item: draw, except in validation"
+    def before_call(self, b, split_idx): # Once for each item: draw, except in validation
         self.drawn,self.of = None if split_idx==1 else self.draw(),b
     def __call__(self, x, split_idx=None, **kwargs):
         if self.split_idx in (None,split_idx): self.before_call(x, split_idx)
@@ -97,7 +93,7 @@ def _one_of(name, v, *allowed):
     some = ', '.join(map(repr, allowed[:-1]))
     if v not in allowed: raise ValueError(f'`{name}` is {some} or {allowed[-1]!r}, not {v!r}.')
 
-# %% ../nbs/38_crops.ipynb #191b6b67
+# %% ../nbs/38_crops.ipynb #d41fc465
 class Resize(CutTransform):
     "Pictures of any size to one size"
     def __init__(self,
@@ -110,8 +106,7 @@ class Resize(CutTransform):
         _one_of('pad_mode', pad_mode, *_pads)
         size = _hw(size)
         store_attr()
-    @property
-    def random(self): return 'train' if self.method!='squish' else False
+    random = property(lambda self: 'train' if self.method!='squish' else False)
     def draw(self): return None if self.method=='squish' else super().draw()
     def cut(self, w, h):
         fh,fw = self.size
@@ -121,17 +116,14 @@ class Resize(CutTransform):
         px,py = self.drawn or (.5,.5)
         return Cut((int(px*(w-bw)),int(py*(h-bh)),bw,bh), (fw,fh), (fw,fh))
 
-# %% ../nbs/38_crops.ipynb #bef1d5b4
+# %% ../nbs/38_crops.ipynb #619dc348
 class CropPad(CutTransform):
     "The middle of a picture, with a margin where it is too small; nothing is scaled"
     random = False
-    def __init__(self,
-        size:int|tuple, # Height and width; one number for both
-        pad_mode:str='zeros', # What the margin is: 'zeros' (black), 'border' or 'reflection'
-    ):
+    def __init__(self, size:int|tuple, # Height and width; one number for both
+        pad_mode:str='zeros'): # What the margin is: 'zeros' (black), 'border' or 'reflection'
         _one_of('pad_mode', pad_mode, *_pads)
-        size = _hw(size)
-        store_attr()
+        self.size,self.pad_mode = _hw(size),pad_mode
     def draw(self): pass
     def cut(self, w, h):
         ch,cw = self.size
@@ -139,10 +131,7 @@ class CropPad(CutTransform):
 
 class RandomCrop(CutTransform):
     "A random part of a picture in training, the middle else; a margin is black"
-    def __init__(self, size:int|tuple, # Height and width; one number for both
-    ):
-        size = _hw(size)
-        store_attr()
+    def __init__(self, size:int|tuple): self.size = _hw(size) # Height and width; one number for both
     def cut(self, w, h):
         ch,cw = self.size
         if self.drawn: l,t = [min(o, 0)+int(p*(abs(o)+(o>=0))) for o,p in zip((w-cw,h-ch), self.drawn)]
@@ -180,12 +169,11 @@ class RandomResizedCrop(CutTransform):
         bw,bh = min(w, int(h*hi)),min(h, int(w/lo))
         return Cut(((w-bw)//2,(h-bh)//2,bw,bh), size, size)
 
-# %% ../nbs/38_crops.ipynb #b1040e00
+# %% ../nbs/38_crops.ipynb #325ff4c5
 class FlipItem(CutTransform):
     "Mirror an item, in training"
     split_idx,random = 0,True
-    def __init__(self, p:float=0.5, # How likely it is
-    ):
+    def __init__(self, p:float=0.5): # How likely it is
         if not 0<=p<=1: raise ValueError(f'`p` is a share from 0 to 1, not {p}.')
         store_attr()
     def draw(self): return random.random()<self.p

@@ -9,7 +9,7 @@ __all__ = ['Pipeline', 'Categorize', 'FilteredBase', 'TfmdLists', 'Datasets', 's
            'CategoryMap', 'PILBase', 'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'Transform', 'ItemTransform',
            'DisplayedTransform', 'ToTensor', 'IntToFloatTensor', 'TransformError', 'explode_types']
 
-# %% ../nbs/11_transform.ipynb #10563d48
+# %% ../nbs/11_transform.ipynb #c653124c
 from functools import cache,partial
 
 from PIL import Image
@@ -22,24 +22,20 @@ from .data import *
 from .losses import *
 from .types import *
 from .loader import _seed
-from .types import _checked,_class_of,_packed,_pick,_retuple
+from .types import _checked,_class_of,_packed,_pick,_retuple # splits, a class in words, lists, items, tuples
 
-# %% ../nbs/11_transform.ipynb #e3a09632
-# a star import of this chapter hands these on too
-_all_ = ['retain_type', 'TensorBase', 'TensorImageBase', 'TensorImage', 'TensorImageBW', 'TensorMask', 'TensorPoint',
-    'TensorCategory', 'TensorMultiCategory', 'show_title', 'show_item', 'Category', 'MultiCategory', 'CategoryMap',
-    'PILBase', 'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'Transform', 'ItemTransform', 'DisplayedTransform',
-    'ToTensor', 'IntToFloatTensor', 'TransformError', 'explode_types']
+# %% ../nbs/11_transform.ipynb #6c2830aa
+_all_ = [retain_type,TensorBase,TensorImageBase,TensorImage,TensorImageBW,TensorMask,TensorPoint,TensorCategory,
+    TensorMultiCategory,show_title,show_item,Category,MultiCategory,CategoryMap,PILBase,PILImage,PILImageBW,PILMask,
+    image2tensor,Transform,ItemTransform,DisplayedTransform,ToTensor,IntToFloatTensor,TransformError,explode_types]
 
-# %% ../nbs/11_transform.ipynb #a374aad3
+# %% ../nbs/11_transform.ipynb #244c5f9d
 def _runs(f, split_idx): return getattr(f, 'split_idx', None) in (None,split_idx)
 
 class Pipeline:
     "Transforms, one after the other"
-    def __init__(self,
-        funcs=None, # A function, a transform, a class of transforms, or a list of them
-        split_idx:int|None=None, # Which of the transforms for one split run; `None`: none
-    ):
+    def __init__(self, funcs=None, # A function, a transform, a class of transforms, or a list of them
+        split_idx:int|None=None): # Which of the transforms for one split run; `None`: none
         self.fs,self.split_idx = L(),split_idx
         self.add(funcs)
     def add(self, funcs, items=None, train_setup:bool=False):
@@ -84,26 +80,23 @@ class Pipeline:
             elif hasattr(f, 'decode') and _runs(f, split_idx): o = f.decode(o)
         return o
     def show(self, o, ctx=None, **kwargs): return show_item(self.decode(o, full=False), ctx, **kwargs)
-    def __getattr__(self, k):
-        "An attribute of the last transform that has it"
-        if k[0]!='_' and k!='fs':
-            for f in reversed(self.fs):
-                if hasattr(f, k): return getattr(f, k)
+    def __getattr__(self, k): # Of the last transform that has it
+        f = None if k[0]=='_' or k=='fs' else first(reversed(self.fs), lambda f: hasattr(f, k))
+        if f is not None: return getattr(f, k)
         raise AttributeError(f'{type(self).__name__} has no {k!r}, nor has any of its transforms.')
     def __getitem__(self, i): return self.fs[i]
     def __len__(self): return len(self.fs)
     def __iter__(self): return iter(self.fs)
     def __repr__(self): return f"Pipeline: {' -> '.join(map(str, self.fs))}"
 
-# %% ../nbs/11_transform.ipynb #d4db33fb
+# %% ../nbs/11_transform.ipynb #8c2733de
 _number = cache(TensorCategory) # shared: making a tensor would take as long as all else that is done for a label
 
 class Categorize(DisplayedTransform):
     "Labels to numbers of classes, and back"
     order,random,loss_func = 1,False,CrossEntropyLossFlat()
     def __init__(self,
-        vocab=None, # The classes; `None`: the training labels'
-        sort:bool=True, # In alphabetical order?
+        vocab=None, sort:bool=True, # The classes (`None`: the training labels'); in alphabetical order?
         add_na:bool=False, # A class '#na#' with the number 0, for all that are unknown?
     ):
         if vocab is not None: vocab = CategoryMap(vocab, sort=sort, add_na=add_na)
@@ -117,7 +110,7 @@ class Categorize(DisplayedTransform):
         return _number(i)
     def decodes(self, o): return Category(self.vocab[int(o)])
 
-# %% ../nbs/11_transform.ipynb #3f6849bd
+# %% ../nbs/11_transform.ipynb #71c2d286
 class FilteredBase:
     "What can be split, and loaded"
     _dl_type = None
@@ -136,33 +129,29 @@ class FilteredBase:
         shuffle:bool=True, val_shuffle:bool=False, # A new order in every epoch?
         drop_last:bool|None=None, # Leave out a last training batch of fewer items? `None`: where `shuffle` is
         num_workers:int|None=None, # 0: in this process; `None`: one a core, where that works; also `n_workers`
-        device=None, # Where batches go; `None` is `default_device()`
-        path='.', # Where a learner puts its files
-        dl_type=None, # The class of the loaders; `None`: `TfmdDL`
-        dl_kwargs=None, # Further arguments, a dict for each loader
+        device=None, path='.', # Where batches go (`None`: `default_device()`); where a learner puts its files
+        dl_type=None, dl_kwargs=None, # The class of the loaders; further arguments, a dict for each
         **kwargs # Passed on to all: `after_item`, `before_batch`, `after_batch`, `seed`…
     )->DataLoaders: # A loader for each split
         "Loaders for training, for validation, and for any further split"
-        own = L(dl_kwargs) if dl_kwargs else [{}]*self.n_subsets
-        kwargs.update(num_workers=num_workers, device=device, bs=bs, shuffle=shuffle)
-        first = (dl_type or self._dl_type or TfmdDL)(self.subset(0),
-            **{**kwargs, 'drop_last':ifnone(drop_last, shuffle), **own[0]})
+        own = dl_kwargs or [{}]*self.n_subsets
+        kwargs.update(num_workers=num_workers, device=device)
+        train = dict(bs=bs, shuffle=shuffle, drop_last=ifnone(drop_last, shuffle))
         other = dict(bs=val_bs or bs, shuffle=val_shuffle, drop_last=False)
-        rest = [first.new(self.subset(i), **{**other, **own[i]}) for i in range(1, self.n_subsets)]
-        return DataLoaders(first, *rest, path=path, device=device)
+        dl = (dl_type or self._dl_type or TfmdDL)(self.subset(0), **{**kwargs, **train, **own[0]})
+        rest = [dl.new(self.subset(i), **{**other, **own[i]}) for i in range(1, self.n_subsets)]
+        return DataLoaders(dl, *rest, path=path, device=device)
 
-# %% ../nbs/11_transform.ipynb #f2d51ac3
+# %% ../nbs/11_transform.ipynb #1c03bc4a
 class TfmdLists(FilteredBase):
     "Items that go through a pipeline when they are asked for"
     def __init__(self,
-        items, # Paths, anything else, or the rows of a frame
-        tfms, # Transforms, as `Pipeline` takes them
+        items, tfms, # Paths, anything else, or the rows of a frame; transforms, as `Pipeline` takes them
         splits=None, # For training, for validation…: positions or masks; `None`: all train
         split_idx:int|None=None, # The split that these items are
         do_setup:bool=True, train_setup:bool=True, # Set up the transforms? On the training items only?
         types=None, # The classes an item has on its way; `None`: looked up if needed
-        verbose:bool=False, # Print what is set up?
-        dl_type=None, # As for `dataloaders`
+        verbose:bool=False, dl_type=None, # Print what is set up? As for `dataloaders`
     ):
         self.items,self.tfms,self.split_idx,self.types = _packed(items),Pipeline(tfms, split_idx),split_idx,types
         self.splits,self._dl_type = _checked(splits, len(self.items)),dl_type
@@ -171,10 +160,9 @@ class TfmdLists(FilteredBase):
     random = property(lambda self: self.tfms.draws(self.split_idx))
     def __len__(self): return len(self.items)
     def _get(self, i): return self.tfms(_pick(self.items, i))
-    def new(self, items, split_idx=None, tfms=None):
-        "Other items, the same transforms"
-        return type(self)(items, ifnone(tfms, self.tfms), split_idx=split_idx, do_setup=False, types=self.types,
-            dl_type=self._dl_type)
+    def new(self, items, split_idx=None, tfms=None): # Other items, the same transforms
+        own = dict(split_idx=split_idx, do_setup=False, types=self.types, dl_type=self._dl_type)
+        return type(self)(items, ifnone(tfms, self.tfms), **own)
     def new_empty(self): return self.new([])
     def subset(self, i:int): return self.new(_pick(self.items, self.splits[i]), i)
     def decode(self, o, full:bool=True): return self.tfms.decode(o, full)
@@ -184,22 +172,17 @@ class TfmdLists(FilteredBase):
         return getattr(self.tfms, k)
     def __repr__(self): return f'{type(self).__name__}: {len(self)} items\n{self.tfms}'
 
-# %% ../nbs/11_transform.ipynb #4559c2e8
+# %% ../nbs/11_transform.ipynb #ffc9dc60
 class Datasets(FilteredBase):
     "Tuples: for each list of transforms, what it makes of an item"
     def __init__(self,
-        items=None, # Paths, anything else, or the rows of a frame
-        tfms=None, # A list of transforms for each part of the tuple
+        items=None, tfms=None, # As for `TfmdLists`; a list of transforms for each part of the tuple
         tls=None, # Or the parts as `TfmdLists`
         n_inp:int|None=None, # So many parts are input; `None`: all but the last
-        splits=None, # For training, for validation…: positions or masks; `None`: all train
-        do_setup:bool=True, # Set up the transforms?
-        dl_type=None, # As for `dataloaders`
-        **kwargs # Passed on to `TfmdLists`
+        dl_type=None, **kwargs # As for `dataloaders`; passed on to `TfmdLists`: `splits`, `do_setup`…
     ):
-        if tls is None:
-            items = _packed(items)
-            tls = [TfmdLists(items, o, splits=splits, do_setup=do_setup, **kwargs) for o in L(ifnone(tfms, [None]))]
+        items = _packed(items)
+        if tls is None: tls = [TfmdLists(items, o, **kwargs) for o in L(ifnone(tfms, [None]))]
         self.tls,self._dl_type,self.n_inp = L(tls),dl_type,ifnone(n_inp, max(1, len(tls)-1))
         self._same = all(o.items is self.items for o in self.tls)
         fs = [first(o.tfms) for o in self.tls] # is the path as text enough for all of these?
@@ -220,8 +203,7 @@ class Datasets(FilteredBase):
     def show(self, o, ctx=None, **kwargs):
         for p,tl in zip(o, self.tls): ctx = tl.show(p, ctx, **kwargs)
         return ctx
-    def __getattr__(self, k):
-        "An attribute of the parts; a list if several have it"
+    def __getattr__(self, k): # Of the parts; a list if several have it
         if k[0]=='_' or k=='tls': raise AttributeError(k)
         res = L(getattr(o, k) for o in self.tls if hasattr(o, k))
         if res: return res if len(res)>1 else res[0]
@@ -230,7 +212,7 @@ class Datasets(FilteredBase):
 
 def show_at(o, idx:int, **kwargs): return o.show(o[idx], **kwargs) # Show item `idx` of a data set
 
-# %% ../nbs/11_transform.ipynb #8fe9d903
+# %% ../nbs/11_transform.ipynb #2c98ad86
 class TfmdItems:
     "The items of a data set after the transforms of single items: what a `TfmdDL` loads"
     def __init__(self,
@@ -242,7 +224,7 @@ class TfmdItems:
     split_idx = property(lambda self: self.after_item.split_idx)
     @split_idx.setter
     def split_idx(self, i): self.after_item.split_idx = ifnone(getattr(self.ds, 'split_idx', None), i)
-    def reseed(self, s): # From the loader, for what draws from a generator of its own
+    def reseed(self, s): # From the loader
         getattr(self.ds, 'reseed', noop)(s)
         self.after_item.reseed([(s,)])
     def __len__(self): return len(self.ds)
@@ -250,33 +232,29 @@ class TfmdItems:
         try: return self.after_item(self.ds[i])
         except TransformError as e: raise TransformError(*e.args[:3]) from e.__cause__ # the loader names the item
 
-_one_size = 'A batch takes pictures of one size: give `item_tfms=Resize(...)`'
-
-def _batched(before, collate_fn, items):
-    "A batch of `items`"
+def _batched(before, collate_fn, items): # A batch of `items`
     items = before(items)
     if collate_fn is collate and any(isinstance(o, Image.Image) for o in L(items[0])):
         raise TypeError('pictures are stacked as tensors: put `ToTensor` into `after_item`')
     try: return collate_fn(items)
-    except RuntimeError as e: raise RuntimeError(f'{e}. {_one_size}') from e
+    except RuntimeError as e: raise RuntimeError(f'{e}. A batch takes pictures of one size: give '
+        '`item_tfms=Resize(...)`') from e
 
-# %% ../nbs/11_transform.ipynb #f2010412
-def _item_at(b, i): return _retuple(tuple(_item_at(o, i) for o in b), b) if isinstance(b, tuple) else b[i]
+# %% ../nbs/11_transform.ipynb #311864b3
+def _item_at(b, i): # Item `i` of a batch, or a slice of the batch
+    return _retuple(tuple(_item_at(o, i) for o in b), b) if isinstance(b, tuple) else b[i]
 
 class TfmdDL(DataLoader):
     "A `DataLoader` with transforms of items, of lists of items, and of batches"
     _keys = ()
     def __init__(self,
         dataset, # Anything with `__len__` and `__getitem__`
-        bs:int=64, shuffle:bool=False, # Items in a batch; a new order in every epoch?
-        num_workers:int|None=None, # As for `dataloaders`
+        bs:int=64, shuffle:bool=False, num_workers:int|None=None, # As for `dataloaders`
         after_item=None, before_batch=None, # Transforms of an item, and of a list of items, in a worker
         after_batch=None, # Transforms of a batch, on the device
-        drop_last:bool=False, device=None, # As for `DataLoader`
-        items=TfmdItems, # Makes what is loaded of the data set and `after_item`
-        do_setup:bool=True, # Set up `after_batch` on a batch?
-        n_workers:int|None=None, collate_fn=collate, # `num_workers`; makes a batch from a list of items
-        **kwargs # Passed on to `DataLoader`: `seed`, `prefetch`, `timeout`, `skip_bad`…
+        drop_last:bool=False, device=None, collate_fn=collate, # As for `DataLoader`, and the class of what it loads:
+        items=TfmdItems, do_setup:bool=True, # Set up `after_batch` on a batch?
+        n_workers:int|None=None, **kwargs # Passed on to `DataLoader`: `seed`, `prefetch`, `timeout`, `skip_bad`…
     ):
         self.dataset,self.items,self.before_batch,self._collate = dataset,items,Pipeline(before_batch),collate_fn
         super().__init__(items(dataset, after_item), bs, shuffle, drop_last, ifnone(num_workers, n_workers),
@@ -289,14 +267,12 @@ class TfmdDL(DataLoader):
     def __getattr__(self, k):
         if k in ('vocab','c','n_inp','loss_func'): return getattr(self.dataset, k)
         raise AttributeError(f'{type(self).__name__} has no {k!r}.')
-    def new(self, dataset=None, **kwargs):
-        "A loader like this one but for `kwargs`, of another data set if there is one"
+    def new(self, dataset=None, **kwargs): # A loader like this one, but for `kwargs` and a data set that is given
         if 'num_workers' in kwargs: kwargs['n_workers'] = kwargs.pop('num_workers')
         same = {*argnames(DataLoader.__init__),'items','after_item','before_batch'} - {'self','ds','collate_fn'}
         old = {**{k: getattr(self, k) for k in same}, 'collate_fn':self._collate, 'do_setup':'after_batch' in kwargs}
         return type(self)(ifnone(dataset, self.dataset), **{**old, **kwargs})
-    def _batches(self, start, by_workers):
-        "As in `DataLoader`; keeps the keys of a batch's items"
+    def _batches(self, start, by_workers): # As in `DataLoader`; keeps the keys of a batch's items
         epoch,todo = self.epoch,self.order(self.epoch).split(self.bs)[start:len(self)]
         for idxs,(b,bad) in zip(todo, super()._batches(start, by_workers)):
             self._keys = [(self.seed, epoch, i) for i in idxs.tolist() if i not in [o.index for o in bad]]
@@ -315,9 +291,8 @@ class TfmdDL(DataLoader):
         return L(self.decode_item(_item_at(b, i)) for i in range(find_bs(b)))
     def _show(self, o, ax, **kwargs): show_item(o, ax, **kwargs)
 
-# %% ../nbs/11_transform.ipynb #523f5098
-def _entered(tl, o):
-    "The transforms that `o` still has to go through"
+# %% ../nbs/11_transform.ipynb #acd1f343
+def _entered(tl, o): # The transforms that `o` still has to go through
     if tl.types is None:
         tl.types = [type(p := _pick(tl.items, 0))]
         for f in tl.tfms: tl.types.append(type(p := Pipeline(f, tl.split_idx)(p)))
@@ -347,14 +322,12 @@ def test_dl(self:DataLoaders,
     ds = test_set(dl.dataset, items, with_labels)
     return dl.new(ds, **{**dict(shuffle=False, drop_last=False, bs=bs or dl.bs, num_workers=num_workers), **kwargs})
 
-# %% ../nbs/11_transform.ipynb #0307ccb5
+# %% ../nbs/11_transform.ipynb #ce833a98
 @patch(cls_method=True)
-def from_dsets(cls:DataLoaders,
-    *ds, # Data sets: for training, for validation…
+def from_dsets(cls:DataLoaders, *ds, # Data sets: for training, for validation…
     path='.', bs:int=64, device=None, dl_type=TfmdDL, # As in `FilteredBase.dataloaders`
-    **kwargs # Passed on to each loader; `shuffle` and `drop_last`, `True` if not given, to the one that trains
+    shuffle:bool=True, drop_last:bool=True, **kwargs # Of the one that trains; passed on to each loader
 )->DataLoaders:
     "A loader for each data set"
-    own = {k: kwargs.pop(k, True) for k in ('shuffle','drop_last')}
-    dl = dl_type(ds[0], bs=bs, device=device, **own, **kwargs)
+    dl = dl_type(ds[0], bs=bs, device=device, shuffle=shuffle, drop_last=drop_last, **kwargs)
     return cls(dl, *[dl.new(o, shuffle=False, drop_last=False) for o in ds[1:]], path=path, device=device)
