@@ -154,14 +154,14 @@ def show_history(rows)->list: # Of each epoch, a dict of numbers; a plot and a t
     return [html_plot(draw, f'Training and validation loss of {len(rows)} epochs; the last: {last}.'),
         Details(Summary('The numbers'), html_table('Epochs', map(printable, rows[0]), cells))]
 
-# %% ../nbs/25_report.ipynb #210b9737
+# %% ../nbs/25_report.ipynb #d6e70ef2
 _css = '''
 :root{color-scheme:light dark;--ink:#1a1c20;--paper:#fff;--soft:#50565f;--line:#c4c9d0}
 @media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--paper:#16181c;--soft:#a9b0ba;--line:#454b54}}
 body{margin:0 auto;padding:1rem;max-width:60rem;font:1rem/1.5 system-ui,sans-serif}
 body,tbody th{color:var(--ink);background:var(--paper)}h1,h2,figcaption,tbody th{overflow-wrap:anywhere}
 h2{margin-top:2.5rem}p{max-width:42rem}.lead{font-size:1.4rem}caption{font-weight:600}th{font-weight:500}
-.wide{overflow:auto;max-height:40rem}@media print{.wide{max-height:none}tr,figure{break-inside:avoid}}
+.wide{overflow:auto;max-height:40rem}@media print{.wide{max-height:none;font-size:.75rem}tr,figure{break-inside:avoid}}
 table{border-collapse:collapse}th,td{padding:.25rem .5rem;border-bottom:1px solid var(--line);text-align:right}
 caption,tr>:first-child{text-align:left}th{vertical-align:bottom}tbody th{position:sticky;left:0;max-width:12rem}
 td[style]{background:rgba(70,130,220,calc(var(--share)*.6));text-align:center;print-color-adjust:exact}

@@ -4,7 +4,7 @@ import gc,weakref
 import matplotlib.pyplot as plt,numpy as np,pytest,torch
 from PIL import Image
 from fastcore.all import L
-from sklearn.metrics import classification_report,confusion_matrix
+from sklearn.metrics import classification_report,confusion_matrix,precision_recall_fscore_support
 from scratchai.block import *
 from scratchai.core import *
 from scratchai.crops import *
@@ -235,6 +235,7 @@ def test_random_matrix():
 def test_classification_report(targs, guesses, capsys):
     interp = given(targs, sure(*guesses))
     interp.print_classification_report()
+    with np.errstate(all='raise'): assert np.allclose(interp.scores(), np.stack(precision_recall_fscore_support(targs, guesses, labels=range(3), zero_division=0)[:3], 1))
     want = classification_report(targs, guesses, labels=range(3), target_names=names, zero_division=0)
     got = capsys.readouterr().out
     if len(set(targs)|set(guesses))==3: assert got.rstrip()==want.rstrip()
@@ -413,6 +414,14 @@ def test_show_cam(path, make):
     learn.show_cam(fns[0], layer=learn.model[0])
     assert axes()[0].images[1].get_array().shape==(16,16)
     with pytest.raises(ValueError, match="'dog' is no class"): learn.show_cam(fns[0], cls='dog')
+
+def test_heat_over():
+    m,x = net(),torch.randn(2,3,16,12)
+    def large(o): return torch.nn.functional.interpolate(o[:,None], (16,12), mode='bilinear')[:,0].numpy()
+    heat = heat_over(m, x)
+    assert isinstance(heat, np.ndarray) and np.array_equal(heat, large(grad_cam(m, x))) and np.array_equal(heat_over(m, (x,)), heat)
+    assert np.array_equal(heat_over(m, x, [1,2]), large(grad_cam(m, x, [1,2]))) and np.array_equal(heat_over(m, x, 0, m[0]), large(grad_cam(m, x, 0, m[0])))
+    assert np.array_equal(heat_over(m, x, 1, func=class_activation_map), large(class_activation_map(m, x, 1)))
 
 def test_show_cam_takes_pictures(path):
     learn = by_block(path)

@@ -175,6 +175,13 @@ def test_arguments(path, tmp_path):
     assert page.text.count('My <title>')==2 and '10 pictures are recognised' in page.text and 'A note.' in page.text
     assert 'How was it trained?' in page.text
 
+def test_batches_and_numbers_that_are_none(path, tmp_path):
+    learn = by_hand(path)
+    page = Page(write_report(learn, tmp_path/'a.html', dl=[learn.dls.valid.one_batch()]))
+    assert '4 pictures are recognised' in page.text and page.all('figure') and 'valid/' not in page.text
+    for p in learn.model.parameters(): p.data.fill_(float('nan'))
+    assert '8 pictures are recognised' in Page(write_report(learn, tmp_path/'a.html')).text
+
 def test_all_is_escaped(pictures, tmp_path):
     name,evil = "a'b\"<img src=x onerror=alert(1)><script>alert(1)<","<script>alert(2)</script>&lt;\"'"
     path = pictures(**{f'{s}_{c}': 3 for s in ('train','valid') for c in ('ant','bee')})
