@@ -13,6 +13,7 @@ from threading import Lock
 
 import numpy as np,torch,torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from fastcore.all import *
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
@@ -181,10 +182,15 @@ def _loss_spec(loss):
         if isinstance(ours, BaseLoss): return describe(ours)
         raise
 
+class _Undrawn(TorchFunctionMode):
+    "Nothing is drawn"
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        return args[0] if f in (Tensor.normal_,Tensor.uniform_) else f(*args, **(kwargs or {}))
+
 def _check_weights(arch, sd):
     text = json.dumps(arch)
     if len(text)>10_000 or text.count('"made"')>9: raise ValueError('its architecture has too many arguments')
-    with torch.device('meta'), no_random(None): restore(arch, models=True).load_state_dict(sd)
+    with torch.device('meta'), no_random(None), _Undrawn(): restore(arch, models=True).load_state_dict(sd)
 
 # %% ../nbs/23_export.ipynb #38be04d7
 FORMAT = 1 # of the manifest
@@ -242,7 +248,7 @@ def restore_model(arch, sd:dict, # The description of a model, or `None`; its we
     if model is None:
         if arch is None: raise ValueError('it does not say what makes the model: give `model=`')
         _check_weights(arch, sd)
-        with no_random(None): model = restore(arch, models=True)
+        with no_random(None), _Undrawn(): model = restore(arch, models=True)
     odd = [k for k,v in model.state_dict().items() if k in sd and v.is_floating_point()!=sd[k].is_floating_point()]
     if odd: raise ValueError(f'{odd[0]!r} has numbers of the type {sd[odd[0]].dtype}')
     kinds = {o.dtype for o in sd.values() if o.is_floating_point()}
