@@ -124,6 +124,7 @@ def _read(file):
             return (sd['model'], opt if 'groups' in opt else {}) if isinstance(sd.get('model'), dict) else (sd,{})
         with safe_open(file, 'pt') as f: tensors,text = {k:f.get_tensor(k) for k in f.keys()},f.metadata() or {}
     except (SafetensorError,RuntimeError,pickle.UnpicklingError,EOFError) as e:
+        if isinstance(e, pickle.UnpicklingError): e = 'it is no `state_dict`, in which there are only tensors'
         raise ValueError(f'{file} holds no weights, or is damaged: {e}.') from None
     opt = json.loads(text.get('opt', '{}'))
     for o in [o for o in tensors if o.startswith('opt/')]:

@@ -172,6 +172,34 @@ def test_files_of_torch(quick, tmp_path):
     with pytest.raises(ValueError, match='holds no weights'): theirs.load('evil.pth')
     assert not (tmp_path/'evil').exists()
 
+def test_weights_of_another_program(quick, tmp_path):
+    "A `state_dict` of `torch.nn` goes into a model of ours; a model, a list and other things are refused; what does not fit is listed"
+    theirs = torch.nn.Sequential(torch.nn.Linear(1,4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4,1))
+    (d := tmp_path/'models').mkdir()
+    for name,o in dict(sd=theirs.state_dict(), model=theirs, list=[1], nested=dict(model=theirs.state_dict())).items(): torch.save(o, d/f'{name}.pth')
+    ours = quick(model=Sequential(Linear(1,4), BatchNorm(4), Linear(4,1)))
+    for name in ('sd.pth','nested.pth'):
+        assert torch.equal(ours.load(name).model.state_dict()['0.weight'], theirs[0].weight) and ours.opt is None
+    for name in ('model.pth','list.pth'):
+        with pytest.raises(ValueError, match=f'{name} holds no weights.*(only tensors|has a list)'): ours.load(name)
+    with pytest.raises(RuntimeError, match=r'Missing: 3.weight.*Unexpected: 2.weight, 2.bias.*Another shape: .*0.bias \(saved \(4,\), here \(2,\)\)'):
+        quick(model=Sequential(Linear(1,2), BatchNorm(4), Flatten(), Linear(4,1))).load('sd.pth')
+
+@pytest.mark.parametrize('end', ['','.pth'])
+def test_from_frozen_to_unfrozen(quick, end):
+    "A file of a frozen body goes into an unfrozen one, and the other way round, with the optimizer's state"
+    def make(frozen, data=None):
+        learn = quick(model=Sequential(Linear(1,4), Linear(4,1)), splitter=lambda m: [m[0].parameters(), m[1].parameters()], opt_func=Adam, **({'data':data} if data else {}))
+        (learn.freeze if frozen else learn.unfreeze)()
+        return learn
+    for frozen in (True,False):
+        a = run(make(frozen))
+        a.save('x'+end)
+        b = make(not frozen, a.dls).load('x'+end)
+        assert equal(weights(a), weights(b)) and b.opt.frozen_idx==int(not frozen)
+        run(b)
+        assert torch.equal(a.model[0].weight, b.model[0].weight)==(not frozen) and not torch.equal(a.model[1].weight, b.model[1].weight)
+
 @pytest.mark.parametrize('end', ['.safetensors','.pth'])
 def test_what_does_not_fit_changes_nothing(quick, tmp_path, end):
     run(quick()).save(f'line{end}')
