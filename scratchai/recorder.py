@@ -129,7 +129,7 @@ def _unique(names, taken):
 
 class Recorder(Callback):
     "Keeps the losses and rates of a fit's batches, and a row for each epoch"
-    order,began,row,of_fit = 50,False,None,True
+    order,began,row,seen,start,of_fit = 50,False,None,0,0.,True
     def __init__(self,
         add_time:bool=True, # A column for the time of the epoch?
         train_metrics:bool=False, # Metrics on the training set?

@@ -37,7 +37,7 @@ def set_rng_state(
     np.random.set_state(tuple(state['numpy']))
     for o,s in zip(_gens(), state['torch']): o.set_state(s)
 
-# %% ../nbs/36_resume.ipynb #c49ace92
+# %% ../nbs/36_resume.ipynb #5a59621e
 def _loaders(learn): return {k:o for k in ('train','valid') if isinstance(o := getattr(learn.dls, k, None), DataLoader)}
 def _place(dl, mid):
     "Where the loader is in its epoch; or, unless it goes on there, in the next one"
@@ -51,12 +51,14 @@ def run_state(
 )->dict: # A nest of dicts, lists, tensors, numbers and text; the tensors go on changing
     "All that a training is"
     res = {k: getattr(learn, k) for k in ('epoch','train_iter','pct_train','history')}
-    trained = [n for n,p in learn.model.named_parameters() if p.requires_grad]
-    return dict(res, start_epoch=start_epoch, mid=mid, trained=trained, frozen_idx=learn.opt.frozen_idx,
-        model=learn.model.state_dict(), opt=learn.opt.state_dict(), rng=rng_state(),
-        dls={k: _place(o, mid and k=='train') for k,o in _loaders(learn).items()},
-        cbs=[o.state_dict() if hasattr(type(o), 'state_dict') else None for o in learn.cbs])
+    res |= dict(start_epoch=start_epoch, mid=mid, frozen_idx=learn.opt.frozen_idx, rng=rng_state())
+    res |= dict(model=learn.model.state_dict(), opt=learn.opt.state_dict())
+    res['trained'] = [n for n,p in learn.model.named_parameters() if p.requires_grad]
+    res['dls'] = {k: _place(o, mid and k=='train') for k,o in _loaders(learn).items()}
+    res['cbs'] = [o.state_dict() if hasattr(type(o), 'state_dict') else None for o in learn.cbs]
+    return res
 
+# %% ../nbs/36_resume.ipynb #17564421
 def set_run_state(
     learn, # In a fit, before its first batch
     state:dict, # From `run_state`
@@ -104,30 +106,30 @@ def load_state(
         raise ValueError(f'{file} is damaged, or no checkpoint; without it, the one before counts. ({e})') from e
     return json.loads(text, object_hook=lambda o: tensors[o['tensor']] if [*o]==['tensor'] else o)
 
-# %% ../nbs/36_resume.ipynb #06792a52
+# %% ../nbs/36_resume.ipynb #2e7f0c09
 def run_facts(
     learn, # In a fit
 )->dict: # Text by name
     "What must be the same where a training goes on"
-    dl,opt,loss,sd = learn.dls.train,learn.opt,learn.loss_func,learn.model.state_dict()
+    dl,opt,loss,res = learn.dls.train,learn.opt,learn.loss_func,{'epochs':learn.n_epoch, 'callbacks':list(learn.cbs)}
+    res |= {'batches':len(dl), 'batch size':getattr(dl, 'bs', None), 'classes':getattr(learn.dls, 'vocab', None)}
+    if isinstance(dl, DataLoader): res['items'] = len(dl.ds)
+    res['loss'] = getattr(getattr(loss, 'func', loss), '__name__', type(loss).__name__)
+    res['optimizer'] = type(getattr(opt, 'opt', opt)).__name__,*opt.hypers[0]
+    for k,n in (('lr','learning rate'),('wd','weight decay')): res[n] = [h.get(k) for h in opt.hypers]
     trained = {n for n,p in learn.model.named_parameters() if p.requires_grad}
-    res = {'epochs':learn.n_epoch, 'batches':len(dl), 'batch size':getattr(dl, 'bs', None),
-        'items':len(dl.ds) if isinstance(dl, DataLoader) else None, 'classes':getattr(learn.dls, 'vocab', None),
-        'loss':getattr(getattr(loss, 'func', loss), '__name__', type(loss).__name__),
-        'optimizer':(type(getattr(opt, 'opt', opt)).__name__, *opt.hypers[0]), 'callbacks':list(learn.cbs),
-        'learning rate':[h.get('lr') for h in opt.hypers], 'weight decay':[h.get('wd') for h in opt.hypers]}
-    res |= {f'`{k}`':f'{[*v.shape]} {v.dtype}'+' that is trained'*(k in trained) for k,v in sd.items()}
+    for k,v in learn.model.state_dict().items(): res[f'`{k}`'] = f'{[*v.shape]} {v.dtype}'+', trained'*(k in trained)
     return {k:str(v) for k,v in res.items()}
 
 def fact_differences(
     here:dict, there:dict, # Text by name
 )->list: # A text for each name where they are not equal
     "What is not the same"
-    def say(o): return 'missing' if o is None else o if len(o)<99 else f'{o[:97]}…'
+    def say(o): return 'missing' if o is None else str(o) if len(str(o))<99 else f'{o:.97}…'
     return [f'{k} is {say(here.get(k))} here and {say(there.get(k))} there'
         for k in {**here, **there} if here.get(k)!=there.get(k)]
 
-# %% ../nbs/36_resume.ipynb #ed3bbd91
+# %% ../nbs/36_resume.ipynb #24f83d63
 Learner.n_fits = 0 # so many have ended
 
 class CheckpointCallback(Callback):
@@ -146,8 +148,7 @@ class CheckpointCallback(Callback):
         "The checkpoints that are there"
         found = [(re.fullmatch(r'fit(\d+)-batch(\d+)\.safetensors', o.name),o) for o in self.where.glob('fit*')]
         return {(int(m[1]),int(m[2])):o for m,o in found if m}
-    def machine(self): return {k:str(v) for k,v in dict(threads=torch.get_num_threads(), device=self.dls.device,
-        torch=torch.__version__).items()}
+    def host(self): return dict(threads=torch.get_num_threads(), device=f'{self.dls.device}', torch=torch.__version__)
 
     def before_fit(self):
         learn,files = self.learn,sorted(self.files().items())
@@ -164,7 +165,7 @@ class CheckpointCallback(Callback):
         s = load_state(file)
         if bad := fact_differences(self.facts, s['facts']): raise ValueError(
             f"{file} belongs to another run: {'; '.join(bad[:3])}{f', and {len(bad)-3} more'*(len(bad)>3)}.")
-        if odd := fact_differences(self.machine(), s['machine']): warnings.warn(
+        if odd := fact_differences(self.host(), s['host']): warnings.warn(
             f"{'; '.join(odd)}: the last bits of the weights may differ from those of a run that was not interrupted.")
         set_run_state(self.learn, s)
         self.saved,self.state = self.train_iter,s if s['mid'] else None
@@ -192,7 +193,7 @@ class CheckpointCallback(Callback):
     )->Path: # The file
         "Write a checkpoint, then remove what is too old"
         fit,n = self.n_fits,self.train_iter
-        state = dict(run_state(self.learn, start_epoch, mid), facts=self.facts, machine=self.machine())
+        state = dict(run_state(self.learn, start_epoch, mid), facts=self.facts, host=self.host())
         file = save_state(self.where/f'fit{fit}-batch{n:07}.safetensors', state)
         self.saved,self.made = n,[*(o for o in self.made if o!=file), file][-self.keep:]
         old = [o for (i,_),o in self.files().items() if i==fit or (self.fresh and i>fit)]

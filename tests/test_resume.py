@@ -218,8 +218,8 @@ others = dict(
     groups=(dict(splitter=trainable_params), None, r'learning rate is \[0.1\] here and \[0.1, 0.1\] there'),
     callbacks=(dict(cbs=[GradientClip]), None, r'callbacks is .*GradientClip.* here and'),
     layers=(dict(model=pair), None, '`2.weight` is .* here and missing there; .*; `1.weight` is missing here and .*, and 6 more'),
-    frozen=(dict(), lambda o: [o.freeze(), o.fit(3, 0.1, resume=True)], '`0.weight` is .*float32 here and .*float32 that is trained there'),
-    double=(dict(), lambda o: [o.model.to(torch.float64), o.fit(3, 0.1, resume=True)], '`0.weight` is .*float64 that is trained here'),
+    frozen=(dict(), lambda o: [o.freeze(), o.fit(3, 0.1, resume=True)], '`0.weight` is .*float32 here and .*float32, trained there'),
+    double=(dict(), lambda o: [o.model.to(torch.float64), o.fit(3, 0.1, resume=True)], '`0.weight` is .*float64, trained here'),
 )
 
 @pytest.mark.parametrize('name', others)
