@@ -56,10 +56,9 @@ class CancelValidException(Exception): "Skip the rest; next: `after_cancel_valid
 class CancelBatchException(Exception): "Skip the rest of the batch; next come `after_cancel_batch` and `after_batch`"
 class CancelBackwardException(Exception): "Skip the backward pass; next: `after_cancel_backward`, `after_backward`"
 
-# %% ../nbs/08_learner.ipynb #1e3febc0
+# %% ../nbs/08_learner.ipynb #8c378ac2
 class CancelStepException(Exception): "Skip the optimizer's step; next come `after_cancel_step` and `after_step`"
 
-# %% ../nbs/08_learner.ipynb #c5579fca
 _cancels = dict(fit=CancelFitException, epoch=CancelEpochException, train=CancelTrainException,
     validate=CancelValidException, batch=CancelBatchException, backward=CancelBackwardException, step=CancelStepException)
 
