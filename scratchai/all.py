@@ -22,7 +22,7 @@ from fastprogress import master_bar,progress_bar
 try: import pandas as pd
 except ImportError: pass
 
-# %% ../nbs/99_all.ipynb #92d9cb18
+# %% ../nbs/99_all.ipynb #694c0fbe
 # chkstyle: skip - as above
 from .core import *
 from .data import * # with the names of files, loader, download and cache
@@ -48,6 +48,7 @@ from .training import *
 from .inside import *
 from .export import *
 from .predict import *
+from .report import *
 from .mixup import *
 from .metrics import *
 from .collect import *
