@@ -230,6 +230,16 @@ def test_counts_and_modes():
     learner(cb, n_trn=2, n_val=1).fit(2)
     assert seen==[(True,True,1,.25),(True,True,2,.5),(False,False,2,.5),(True,True,3,.75),(True,True,4,1.),(False,False,4,1.)]
 
+def test_an_attribute_that_hides_the_learners_is_warned_of():
+    cb = Callback(after_epoch=lambda self: self.pred*2)
+    cb.learn = NS(pred=21, training=True)
+    assert cb.after_epoch()==42
+    with pytest.warns(UserWarning, match=r"`self.pred` hides the learner's in `Callback`; did you mean `self.learn.pred = …`"): cb.pred = 3
+    assert (cb.pred,cb.learn.pred)==(3,21)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        cb.pred,cb.other = 4,5
+
 def test_start_epoch():
     seen = []
     learn = learner(Callback(before_train=lambda self: seen.append((self.epoch, self.pct_train))))
