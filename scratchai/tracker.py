@@ -180,7 +180,9 @@ class SaveModelCallback(TrackerCallback):
     def _save(self, n=''):
         name = re.sub(r'(\.pth|\.safetensors|)$', rf'{n}\1', str(self.fname), count=1)
         self.last_saved_path = self.learn.save(name, with_opt=self.with_opt)
-    def state_dict(self): return {**super().state_dict(), 'last_saved_path':self.last_saved_path and str(self.last_saved_path)}
+    def state_dict(self):
+        path = self.last_saved_path
+        return {**super().state_dict(), 'last_saved_path':path and str(path)}
     def load_state_dict(self, state):
         super().load_state_dict(state)
         self.last_saved_path = self.last_saved_path and Path(self.last_saved_path)
