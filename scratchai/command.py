@@ -160,21 +160,23 @@ def check_pictures(now:dict, was:dict, path): # From `count_pictures`
         if a!=b: raise UsageError(f'The pictures in `{path}` have changed since the run began: the class `{c}` has {a} '
             f'in the {split} set, and had {b}. Put them back, or begin a new run.')
 
-# %% ../nbs/29_command.ipynb #e0946f15
+# %% ../nbs/29_command.ipynb #b5d83982
 def read_run(folder, **given)->NS: # The run's folder; what was given besides; its settings
     "The settings of a run that is to go on; raises `UsageError` if there is none, or it has others"
     file = Path(folder)/'settings.json'
     try:
         s = NS(**json.loads(file.read_text(encoding='utf8')))
-        for k in (*defaults,'path','what','data'): getattr(s, k)
-    except (ValueError,TypeError,AttributeError) as e: raise UsageError(f'`{file}` is damaged: {e}.') from e
+        s.path,s.what,s.data # what is there besides the settings
+        check_args(s)
+    except (ValueError,TypeError,AttributeError) as e: raise UsageError(f'`{file}` cannot be used: {e}') from e
     except OSError as e: raise UsageError(f'There is no run in `{folder}` with a settings.json: {e.strerror}.') from e
     for k,v in given.items():
         was = getattr(s, k, False)
         same = v is None or v is False or v==was or (k in ('path','pretrained') and os.path.abspath(v)==was)
         if k=='n_workers': s.n_workers = ifnone(v, was)
-        elif not same: raise UsageError(f"--{k.replace('_', '-')} contradicts --resume, which goes on with the run in "
-            f"`{folder}` {f'and its {was}' if was else 'as it began'}: leave it out, or begin a new run.")
+        elif not same: raise UsageError(f"{'PATH' if k=='path' else '--'+k.replace('_', '-')} contradicts --resume, "
+            f"which goes on with the run in `{folder}` {f'and its {was}' if was else 'as it began'}: leave it out, or "
+            'begin a new run.')
     return s
 
 # %% ../nbs/29_command.ipynb #ac6912fd
