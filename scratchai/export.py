@@ -271,11 +271,10 @@ def load_learner(fname, cpu:bool=True, # A file of `export`; or `default_device(
     except Exception as e: raise ValueError(f'{fname} cannot be used: {type(e).__name__}: {str(e)[:999]}') from e
     return Learner(dls, model, loss, path=Path(fname).parent)
 
-# %% ../nbs/23_export.ipynb #9d39a91b
+# %% ../nbs/23_export.ipynb #16156ee1
 class Predictor:
     "A model that answers, from any thread and quietly"
-    def __init__(self, model, dls:DataLoaders, # In evaluation mode; how an item becomes a batch and back
-        loss, # Knows what the model's outputs mean
+    def __init__(self, model, dls:DataLoaders, loss, # As in `Learner`; the model in evaluation mode
     ): self.model,self.dls,self.loss,self.lock = model,dls,loss,Lock()
     @classmethod
     def load(cls, fname, cpu:bool=True, model=None): # As in `load_learner`

@@ -25,7 +25,7 @@ from .recorder import *
 from .learner import _start
 from .recorder import _replaced
 
-# %% ../nbs/17_inference.ipynb #52733145
+# %% ../nbs/17_inference.ipynb #30120ecf
 def _as_valid(dl):
     "A loader of the items of `dl`, all and in order, transformed as those for validation are"
     ds = getattr(dl, 'dataset', None)
@@ -42,12 +42,6 @@ def _loader(learn, ds_idx, dl):
     else: return dl
     return _as_valid(dl) if isinstance(dl, DataLoader) and dl.split_idx!=1 else dl
 
-_empty = 'the loader has no batches. `learn.dls.test_dl(files)` makes some.'
-
-def _one_batch(dl):
-    if not len(dl): raise ValueError(f'There is nothing to predict: {_empty}')
-    return dl.one_batch() if isinstance(dl, DataLoader) else first(dl)
-
 @contextmanager
 def _complete(dl, reorder=True):
     "`dl` from its first item to the last, with `reorder` in the order of the files; then it is as it was"
@@ -63,7 +57,13 @@ def _complete(dl, reorder=True):
         try: yield dl
         finally: dl.load_state_dict(state)
 
-# %% ../nbs/17_inference.ipynb #c4379dc0
+# %% ../nbs/17_inference.ipynb #33f23f0f
+_empty = 'the loader has no batches. `learn.dls.test_dl(files)` makes some.'
+
+def _one_batch(dl):
+    if not len(dl): raise ValueError(f'There is nothing to predict: {_empty}')
+    return dl.one_batch() if isinstance(dl, DataLoader) else first(dl)
+
 def _as_one(xs):
     "One part of each batch, as one"
     o = xs[0]
