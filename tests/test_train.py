@@ -60,7 +60,7 @@ def test_run(pictures, tmp_path):
     assert Predictor.load(folder/'model.safetensors').predict(tmp_path/'pictures/val/dog/0.JPEG')[0] in ('cat','dog')
     assert [o[0] for o in rows(folder)]==['epoch','0','1'] and 'simple_cnn on pictures' in (folder/'report.html').read_text(encoding='utf8')
     s = json.loads((folder/'settings.json').read_text())
-    assert s.keys()=={*defaults,'path','what','data'} and (s['epochs'],s['bs'],s['size'],s['arch'],s['lr'])==(2,4,32,'simple_cnn',0.01)
+    assert s.keys()=={*run_defaults,'path','what','data'} and (s['epochs'],s['bs'],s['size'],s['arch'],s['lr'])==(2,4,32,'simple_cnn',0.01)
     assert s['path']==str(tmp_path/'pictures') and s['data']['valid']['cat'].startswith('3 pictures, ')
 
 def test_best_data(tmp_path, monkeypatch):
