@@ -206,7 +206,10 @@ def write_whole(path, # The file to write; its folder is made
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.stem}-{secrets.token_hex(4)}.part{path.suffix}')
     try:
+        part.touch()
+        mode = part.stat().st_mode # as for any new file; some writers make theirs for one user only
         write(part)
+        part.chmod(mode)
         with open(part, 'r+b') as f: os.fsync(f.fileno())
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)

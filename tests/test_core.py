@@ -205,3 +205,10 @@ def test_subplots_are_an_array_always():
         fig,axs = subplots(*n)
         assert axs.shape==shape
         plt.close(fig)
+
+def test_a_whole_file_is_for_those_who_may_read_others(tmp_path):
+    "Also where the writer makes a file of its own, for its user only"
+    from safetensors.torch import save_file
+    (tmp_path/'other').touch()
+    f = write_whole(tmp_path/'a.safetensors', lambda o: save_file({'a': torch.ones(1)}, o))
+    assert f.stat().st_mode==(tmp_path/'other').stat().st_mode
