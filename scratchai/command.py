@@ -16,7 +16,6 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 # %% ../nbs/29_command.ipynb #032037c1
 from contextlib import contextmanager,suppress
 from fastcore.all import *
-from safetensors import SafetensorError
 from .core import *
 from .data import *
 from .types import TransformError
@@ -203,7 +202,6 @@ def at_work(folder, new:bool=True): # With settings.json; if it fails without a 
             if kept and not useless: print('To go on: scratchai-train --resume', shell_path(folder))
             for o in (file, folder/'history.csv') if new and not kept else (): o.unlink(missing_ok=True)
             with suppress(OSError): (folder/'checkpoints').rmdir() # if it is empty
-            if isinstance(e, SafetensorError): raise OSError(f'A file in `{folder}` cannot be written: {e}.') from e
             raise
 
 # %% ../nbs/29_command.ipynb #8f085e2c

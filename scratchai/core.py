@@ -17,6 +17,7 @@ from functools import wraps
 from inspect import signature
 
 import numpy as np,torch
+from safetensors import SafetensorError
 from torch import Tensor
 from fastcore.all import *
 
@@ -212,6 +213,7 @@ def write_whole(path, # The file to write; its folder is made
         part.chmod(mode)
         with open(part, 'r+b') as f: os.fsync(f.fileno())
         os.replace(part, path)
+    except SafetensorError as e: raise OSError(f'{path} could not be written: {e}') from e # a full disk, say
     finally: part.unlink(missing_ok=True)
     return path
 

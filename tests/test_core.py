@@ -212,3 +212,9 @@ def test_a_whole_file_is_for_those_who_may_read_others(tmp_path):
     (tmp_path/'other').touch()
     f = write_whole(tmp_path/'a.safetensors', lambda o: save_file({'a': torch.ones(1)}, o))
     assert f.stat().st_mode==(tmp_path/'other').stat().st_mode
+
+def test_a_full_disk_has_a_sentence_with_the_name_of_the_file(tmp_path):
+    from safetensors import SafetensorError
+    def full(o): raise SafetensorError('I/O error: No space left on device')
+    with pytest.raises(OSError, match='a.safetensors could not be written: .*No space left'): write_whole(tmp_path/'a.safetensors', full)
+    assert not list(tmp_path.iterdir())
