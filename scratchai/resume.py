@@ -39,7 +39,7 @@ def set_rng_state(
 
 # %% ../nbs/36_resume.ipynb #5a59621e
 def _loaders(learn): return {k:o for k in ('train','valid') if isinstance(o := getattr(learn.dls, k, None), DataLoader)}
-def _place(dl, mid):
+def _position_of(dl, mid):
     "Where the loader is in its epoch; or, unless it goes on there, in the next one"
     s = dl.state_dict()
     return s if mid or not s['position'] else {**s, 'epoch':s['epoch']+1, 'position':0}
@@ -54,7 +54,7 @@ def run_state(
     res |= dict(start_epoch=start_epoch, mid=mid, frozen_idx=learn.opt.frozen_idx, rng=rng_state())
     res |= dict(model=learn.model.state_dict(), opt=learn.opt.state_dict())
     res['trained'] = [n for n,p in learn.model.named_parameters() if p.requires_grad]
-    res['dls'] = {k: _place(o, mid and k=='train') for k,o in _loaders(learn).items()}
+    res['dls'] = {k: _position_of(o, mid and k=='train') for k,o in _loaders(learn).items()}
     res['cbs'] = [o.state_dict() if hasattr(type(o), 'state_dict') else None for o in learn.cbs]
     return res
 
