@@ -6,7 +6,7 @@
 __all__ = ['Interpretation', 'ClassificationInterpretation', 'grad_cam', 'class_activation_map', 'heat_over', 'reliability',
            'SegmentationInterpretation']
 
-# %% ../nbs/18_interpret.ipynb #cd7e76b2
+# %% ../nbs/18_interpret.ipynb #e4e3ca26
 from contextlib import ExitStack
 
 import matplotlib.pyplot as plt,numpy as np,torch,torch.nn.functional as F
@@ -14,21 +14,16 @@ from torch import Tensor
 from fastcore.all import *
 from .core import *
 from .doodles import class_names
-from .files import *
-from .loader import *
 from .data import *
-from .types import *
 from .transform import *
 from .learner import *
 from .inference import *
 from .losses import loss_activation,loss_decodes
-from .types import _pick
 from .transform import _item_at
 from .inference import _as_valid,_loader
 
-# %% ../nbs/18_interpret.ipynb #29952e63
-def _grid(n, nrows, ncols, figsize, k=1):
-    "`k` axes for each of `n` items"
+# %% ../nbs/18_interpret.ipynb #d7c4724a
+def _grid(n, nrows, ncols, figsize, k=1): # `k` axes for each of `n` items
     nrows = nrows or (-(-n//ncols) if ncols else round(n**.5))
     ncols = (ncols or -(-n//nrows))*k
     axs = subplots(nrows, ncols, figsize or (ncols*1.6,nrows*2.05))[1].reshape(-1, k)
@@ -37,18 +32,15 @@ def _grid(n, nrows, ncols, figsize, k=1):
 
 class Interpretation:
     "What a model makes of a set: predictions are made once and kept, inputs are read again when they are drawn"
-    def __init__(self,
-        learn, dl, # A learner; what it predicted: a loader, or a list of batches
-        preds:Tensor, targs:Tensor, # Predictions, such as probabilities `(n, c)`, and targets, such as classes `(n,)`
-        decoded:Tensor, losses:Tensor, # Decisions, of the form of `targs`; the loss of each item, `(n,)`
+    def __init__(self, learn, dl, # A learner; what it predicted: a loader, or a list of batches
+        preds:Tensor, targs:Tensor, decoded:Tensor, losses:Tensor, # Of `get_preds`, such as `(n, c)` and three `(n,)`
     ):
         store_attr()
         self.bad = [o.index for o in getattr(dl, 'bad', ())]
     @classmethod
     def from_learner(cls, learn,
         ds_idx:int=1, # 0: the training set, 1: the validation set; both in order, and transformed as for validation
-        dl=None, # Other data with targets: a loader, or a list of batches
-        act=None, # From the model's outputs to predictions; `None`: as the loss says
+        dl=None, act=None, # Other data with targets: a loader or a list of batches; activation, `None`: the loss's
     ):
         dl = _loader(learn, ds_idx, dl)
         if isinstance(dl, DataLoader) and dl.split_idx!=1: dl = _as_valid(dl)
@@ -57,8 +49,7 @@ class Interpretation:
         return res
     @staticmethod
     def _predicted(learn, dl, act): return learn.get_preds(dl=dl, with_decoded=True, with_loss=True, act=act)
-    def top_losses(self,
-        k:int|None=None, largest:bool=True, # At most so many, `None`: all; the largest first, or the smallest
+    def top_losses(self, k:int|None=None, largest:bool=True, # At most so many; the largest, or the smallest
         items:bool=False, # Return the items too, such as paths?
     )->tuple: # Losses `(k,)`, positions in the set `(k,)`
         "The items on which the loss is largest or smallest"
@@ -69,8 +60,8 @@ class Interpretation:
         "What the inputs are made from"
         ds,idxs = getattr(self.dl, 'dataset', getattr(self.dl, 'ds', None)),tensor(idxs).tolist()
         src = getattr(ds, 'items', getattr(ds, 'fns', None))
-        res = self._read(idxs) if src is None else _pick(src, idxs)
-        return res if hasattr(res, 'iloc') else L(res)
+        if hasattr(src, 'iloc'): return src.iloc[idxs]
+        return L(self._read(idxs) if src is None else [src[i] for i in idxs])
     def _read(self, idxs):
         if isinstance(self.dl, DataLoader): return [self.dl.ds[i] for i in idxs]
         rows = (_item_at(tuple(b), i) for b in self.dl for i in range(find_bs(b)))
@@ -85,8 +76,7 @@ class Interpretation:
         def rows(o): return tuple(map(rows, o)) if isinstance(o, tuple) else o[idxs]
         return detuplify(to_cpu(b[:n])),*map(rows, (self.preds,self.targs,self.decoded,self.losses))
     def show_results(self, idxs, # Positions in the set
-        nrows:int|None=None, ncols:int|None=None, figsize:tuple|None=None, # Rows and columns of the grid; inches
-        **kwargs # Passed on to `show_result`
+        nrows:int|None=None, ncols:int|None=None, figsize:tuple|None=None, **kwargs # Grid; inches; for `show_result`
     ):
         "Show items with target, decision and loss, and for single classes the probability of the decision"
         x,preds,targs,decoded,losses = self[idxs]
@@ -97,16 +87,14 @@ class Interpretation:
         for t,g,p,l,ax in zip(ts, gs, sure, losses, _grid(len(ts), nrows, ncols, figsize, k)):
             show_result(t[:n], t[n:], g[n:], ax, **kwargs)
             show_title(f'{p}loss {l:.2f}', ax[-1], fontsize=9)
-    def plot_top_losses(self,
-        k, # So many; or a list of ranks, 0 for the first
-        largest:bool=True, # The largest losses? Or the smallest
-        **kwargs # `nrows`, `ncols`, `figsize`, as in `show_results`
+    def plot_top_losses(self, k, # So many; or a list of ranks, 0 for the first
+        largest:bool=True, **kwargs # The largest losses, or the smallest; as in `show_results`: `nrows`, `figsize`…
     ):
         "Show the items on which the loss is largest or smallest"
         idxs = self.top_losses(None, largest)[1]
         self.show_results(idxs[list(k)] if is_listy(k) or isinstance(k, range) else idxs[:k], **kwargs)
 
-# %% ../nbs/18_interpret.ipynb #427e9ddb
+# %% ../nbs/18_interpret.ipynb #a257d2b9
 class ClassificationInterpretation(Interpretation):
     "An `Interpretation` of decisions for one class"
     @property
@@ -127,8 +115,7 @@ class ClassificationInterpretation(Interpretation):
         t,d = [o[(t>=0)&(t<c)].long() for o in (t,d)]
         if (d>=c).any(): raise ValueError(f'The model decided for class {d.max()}, and there are {c} classes.')
         return torch.bincount(t*c+d, minlength=c*c).view(c, c).numpy()
-    def plot_confusion_matrix(self,
-        normalize:bool=False, # Shares of the row, not counts?
+    def plot_confusion_matrix(self, normalize:bool=False, # Shares of the row, not counts?
         title:str='Confusion matrix', cmap='Blues', # Title of the plot; colours, as in matplotlib
         norm_dec:int=2, plot_txt:bool=True, # Decimals of a share; write the numbers too?
         figsize:tuple|None=None, dpi:int|None=None, # Inches, `None`: as the number of classes asks; dots an inch
@@ -156,15 +143,14 @@ class ClassificationInterpretation(Interpretation):
         return np.stack([a/np.maximum(b, 1) for a,b in ((right,called),(right,true),(2*right,called+true))], 1)
     def print_classification_report(self):
         "Print `scores` and the number of items for each class, and their means"
-        cm,ps,w = self.confusion_matrix(),self.scores(),max(map(len, [*self.names,'weighted avg']))
-        true,n = cm.sum(1),max(cm.sum(), 1)
-        def row(name, *cells): print(f'{name:>{w}} ' + ''.join(f' {o:>9}' for o in cells))
-        def nums(name, r, n): row(name, *[f'{o:.2f}' for o in r], n)
-        row('', 'precision', 'recall', 'f1-score', '  support\n')
-        for o in zip(self.names, ps, true): nums(*o)
-        row('\n'+' '*(w-8)+'accuracy', '', '', f'{cm.trace()/n:.2f}', cm.sum())
-        nums('macro avg', ps.mean(0), cm.sum())
-        nums('weighted avg', true@ps/n, cm.sum())
+        cm,w = self.confusion_matrix(),max(map(len, [*self.names,'weighted avg']))
+        ps,true,n = self.scores(),cm.sum(1),max(cm.sum(), 1)
+        def row(name, ps, n): print(f'{name:>{w}} ', *[f'{p:>9.2f}' for p in ps], f'{n:>9}')
+        print(' '*w + '  precision    recall  f1-score   support\n')
+        for o in zip(self.names, ps, true): row(*o)
+        print(f'\n{"accuracy":>{w}} {cm.trace()/n:>30.2f} {cm.sum():>9}')
+        row('macro avg', ps.mean(0), cm.sum())
+        row('weighted avg', true@ps/n, cm.sum())
     def plot_reliability(self, n_bins:int=10, figsize:tuple=(3.6,3.4)): # Ranges of probability; inches
         "Bars: how often decisions were right; dots: how sure the model was, the larger the more decisions"
         conf,acc,n = to_np(reliability(self.preds, self.targs, n_bins))
@@ -172,12 +158,11 @@ class ClassificationInterpretation(Interpretation):
         ax.bar((np.arange(n_bins)+.5)/n_bins, acc, .94/n_bins)
         ax.plot([0,1], [0,1], 'k--', lw=1)
         ax.scatter(conf[n>0], acc[n>0], s=120*n[n>0]/n.max(), c='k', ec='w', zorder=3)
-        ax.set(xlabel='probability of the decision', ylabel='share that is right')
-        ax.set_title(f'Calibration error {(n*abs(acc-conf)).sum()/n.sum():.1%}')
+        title = f'Calibration error {(n*abs(acc-conf)).sum()/n.sum():.1%}'
+        ax.set(xlabel='probability of the decision', ylabel='share that is right', title=title)
 
-# %% ../nbs/18_interpret.ipynb #01c4468f
-def _last_maps(model, x, cls, layer):
-    "The last maps `(bs, nf, h, w)` that a module puts out, the predictions, and a class for each item"
+# %% ../nbs/18_interpret.ipynb #3d0f5552
+def _last_maps(model, x, cls, layer): # The last maps, `(bs, nf, h, w)`, the predictions, and a class for each item
     maps = []
     def keep(m, i, o): maps.extend([o] if getattr(o, 'ndim', 0)==4 and o[0,0].numel()>1 else [])
     with ExitStack() as stack:
@@ -189,9 +174,7 @@ def _last_maps(model, x, cls, layer):
     cls = pred.argmax(1) if cls is None else torch.as_tensor(cls, device=pred.device).expand(len(pred))
     return maps[-1],pred,cls
 
-def grad_cam(
-    model, # Ours, or a `torch.nn.Module`
-    x, # A batch of inputs, on the model's device; a tuple if there are several
+def grad_cam(model, x, # Ours, or a `torch.nn.Module`; a batch on its device, a tuple if there are several inputs
     cls=None, # The class, one number or one for each item; `None`: the one decided for
     layer=None, # A module of `model`; `None`: the last that puts out maps `(bs, nf, h, w)`
 )->Tensor: # `(bs, h, w)`, not negative
@@ -202,9 +185,8 @@ def grad_cam(
         grad, = torch.autograd.grad(pred.gather(1, cls[:,None]).sum(), maps)
     return (grad.mean((2,3), keepdim=True)*maps.detach()).sum(1).relu()
 
-# %% ../nbs/18_interpret.ipynb #7f80e051
-def class_activation_map(
-    model, x, cls=None, layer=None, # As in `grad_cam`; the model ends in the mean over all places, and a linear layer
+# %% ../nbs/18_interpret.ipynb #6aa4abf4
+def class_activation_map(model, x, cls=None, layer=None, # As in `grad_cam`; the model ends in mean and linear layer
 )->Tensor: # `(bs, h, w)`; the mean of a map and the bias add up to the model's output
     "What each place adds to the output for a class ([Zhou et al., 2016](https://arxiv.org/abs/1512.04150))"
     with torch.no_grad(): maps,pred,cls = _last_maps(model, x, cls, layer)
@@ -213,9 +195,8 @@ def class_activation_map(
     if not fits: raise ValueError(f'{type(model).__name__} does not end in mean and linear layer: use `grad_cam`.')
     return torch.einsum('bk,bkij->bij', lin[0].weight.detach()[cls], maps)
 
-# %% ../nbs/18_interpret.ipynb #326fe19c
-def heat_over(
-    model, x, cls=None, layer=None, func=grad_cam, # As in `grad_cam`, but on any device; `func`: as in `show_cam`
+# %% ../nbs/18_interpret.ipynb #c57b786a
+def heat_over(model, x, cls=None, layer=None, func=grad_cam, # As in `grad_cam`, on any device; `func`: as in `show_cam`
 )->np.ndarray: # `(bs, h, w)`, of the size of the pictures
     "What spoke for a class, and where, at each pixel"
     x = to_device(x, find_device(list(model.parameters())))
@@ -223,18 +204,15 @@ def heat_over(
     return to_np(F.interpolate(maps[:,None], tuplify(x)[0].shape[-2:], mode='bilinear')[:,0])
 
 @patch
-def show_cam(self:Learner,
-    items, # An item as in `predict`, a list of them, or rows of a frame
+def show_cam(self:Learner, items, # An item as in `predict`, a list of them, or rows of a frame
     cls=None, # The class, by name or number; `None`: the one decided for
     layer=None, func=grad_cam, # As in `grad_cam`; that, or `class_activation_map`, or another such function
-    nrows:int|None=None, ncols:int|None=None, figsize:tuple|None=None, # Rows and columns of the grid; inches
-    **kwargs # Passed on to `imshow`: `alpha`, `cmap`…
+    nrows:int|None=None, ncols:int|None=None, figsize:tuple|None=None, **kwargs # The grid; inches; `alpha`, `cmap`…
 ):
     "Show pictures with a class and its probability, and over each the places that spoke for the class"
     vocab,frame = getattr(self.dls, 'vocab', None),hasattr(items, 'iloc') and items.ndim==2
-    if isinstance(cls, str):
-        if cls not in L(vocab): raise ValueError(f'{cls!r} is no class: there are {vocab}.')
-        cls = list(vocab).index(cls)
+    if isinstance(cls, str) and cls not in L(vocab): raise ValueError(f'{cls!r} is no class: there are {vocab}.')
+    if isinstance(cls, str): cls = list(vocab).index(cls)
     dl = further_dl(self.dls, items if frame or is_listy(items) else [items])
     x = to_device(dl.new(bs=len(dl.ds)).one_batch(), find_device(list(self.model.parameters())))
     with self.no_bar(): preds = self.get_preds(dl=[x])[0]
@@ -245,10 +223,8 @@ def show_cam(self:Learner,
         show_image(pic, ax=ax).imshow(m, **{'cmap':'inferno', 'alpha':.55, **kwargs})
         for o in (vocab[c] if vocab else c, f'{p[c]:.0%}'): show_title(o, ax, fontsize=9)
 
-# %% ../nbs/18_interpret.ipynb #0649d8d0
-def reliability(
-    preds:Tensor, # Probabilities, `(n, c)`
-    targs:Tensor, # Class numbers, `(n,)`; those that are no class are left out
+# %% ../nbs/18_interpret.ipynb #7a2057f4
+def reliability(preds:Tensor, targs:Tensor, # Probabilities, `(n, c)`; classes, `(n,)`, others are left out
     n_bins:int=10, # Ranges of probability
 )->tuple: # For each range: mean probability of the decisions, share that is right, how many; `(n_bins,)` each
     "Decisions by their probability ([Guo et al., 2017](https://arxiv.org/abs/1706.04599))"
@@ -260,7 +236,7 @@ def reliability(
     n,conf,acc = [torch.bincount(bins, o, n_bins) for o in (torch.ones_like(p),p,(guess==right).to(p.dtype))]
     return conf/n.clamp(min=1),acc/n.clamp(min=1),n
 
-# %% ../nbs/18_interpret.ipynb #68557cad
+# %% ../nbs/18_interpret.ipynb #2c3723a8
 class SegmentationInterpretation(ClassificationInterpretation):
     "An `Interpretation` of a class for each pixel; of the predictions, only the decisions are kept"
     @staticmethod
@@ -270,8 +246,7 @@ class SegmentationInterpretation(ClassificationInterpretation):
         return masks,targs,masks,losses
 
 @patch
-def interpret(self:Learner,
-    ds_idx:int=1, dl=None, act=None, # As in `Interpretation.from_learner`
+def interpret(self:Learner, ds_idx:int=1, dl=None, act=None, # As in `Interpretation.from_learner`
 )->Interpretation: # For masks a `SegmentationInterpretation`, for classes a `ClassificationInterpretation`
     "Predict a set, to look at what went wrong"
     types = target_types(_loader(self, ds_idx, dl))
