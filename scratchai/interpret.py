@@ -22,7 +22,7 @@ from .losses import loss_activation,loss_decodes
 from .transform import _item_at
 from .inference import _as_valid,_loader
 
-# %% ../nbs/18_interpret.ipynb #d7c4724a
+# %% ../nbs/18_interpret.ipynb #9b324e91
 def _grid(n, nrows, ncols, figsize, k=1): # `k` axes for each of `n` items
     nrows = nrows or (-(-n//ncols) if ncols else round(n**.5))
     ncols = (ncols or -(-n//nrows))*k
@@ -49,7 +49,7 @@ class Interpretation:
         return res
     @staticmethod
     def _predicted(learn, dl, act): return learn.get_preds(dl=dl, with_decoded=True, with_loss=True, act=act)
-    def top_losses(self, k:int|None=None, largest:bool=True, # At most so many; the largest, or the smallest
+    def top_losses(self, k:int|None=None, largest:bool=True, # At most so many, or all; the largest, or the smallest
         items:bool=False, # Return the items too, such as paths?
     )->tuple: # Losses `(k,)`, positions in the set `(k,)`
         "The items on which the loss is largest or smallest"
