@@ -7,15 +7,13 @@ __all__ = ['wilson', 'say_accuracy', 'html_table', 'list_classes', 'list_confuse
            'html_plot', 'show_trust', 'show_history', 'html_page', 'list_facts', 'write_report', 'labelled_dl',
            'scratchai_report']
 
-# %% ../nbs/25_report.ipynb #c37ee3d4
-import base64,csv,io,warnings
+# %% ../nbs/25_report.ipynb #5494982e
+import base64,csv,io,time,warnings
 from contextlib import suppress
-from datetime import date
 
 import matplotlib.pyplot as plt,numpy as np
 from fastcore.all import *
-from fastcore.xml import (to_xml,Safe,Html,Head,Meta,Title,Style,Body,Main,Section,Footer,H1,H2,P,Strong,Div,Table,
-    Caption,Thead,Tbody,Tr,Th,Td,Figure,Figcaption,Img,Ul,Li,Details,Summary)
+from fastcore.xml import *
 from . import __version__
 from .core import *
 from .doodles import class_names
@@ -27,16 +25,15 @@ from .tracker import CSVLogger
 from .export import load_learner
 from .predict import UsageError,cli_errors
 
-# %% ../nbs/25_report.ipynb #2cb7bde1
-def wilson(
-    k:int, n:int, z:float=1.96, # So many of `n`; standard deviations, 1.96 for 95%
+# %% ../nbs/25_report.ipynb #7998846d
+def wilson(k:int, n:int, z:float=1.96, # So many of `n`; standard deviations, 1.96 for 95%
 )->tuple: # The lower and the upper end
     "Where a share may lie of which `k` of `n` were seen ([Wilson, 1927](https://doi.org/10.2307/2276774))"
     p,d = k/n,z*z/n
     mid,half = p+d/2,z*(p*(1-p)/n + d/n/4)**.5
     return (mid-half)/(1+d),(mid+half)/(1+d)
 
-# %% ../nbs/25_report.ipynb #23a4e0da
+# %% ../nbs/25_report.ipynb #d13f6aa2
 def say_accuracy(interp:ClassificationInterpretation)->list: # Paragraphs
     "How often the model is right, how far that may be off, and what is hardest"
     cm,names = interp.confusion_matrix(),dict(zip(interp.vocab, interp.names))
@@ -45,13 +42,11 @@ def say_accuracy(interp:ClassificationInterpretation)->list: # Paragraphs
     said = [f'On further pictures of this kind, expect between {lo:.1%} and {hi:.1%} (95% Wilson interval).',
         f'Always naming the most frequent class would be right for {true.max()/n:.1%}.',
         f'Hardest class: {interp.names[i]}, with {right[i]:,} of {true[i]:,} pictures recognised.',
-        *[f'Most frequent mistake: {names[a]} taken for {names[b]} ({k:,}).' for a,b,k in interp.most_confused()]]
-    lead = P(Strong(f'{right.sum()/n:.1%}'), f' of {n:,} pictures are recognised.', cls='lead')
-    return [lead, Ul(*map(Li, said[:4]))]
+        *[f'Most frequent mistake: {names[a]} taken for {names[b]} ({k:,}).' for a,b,k in interp.most_confused()[:1]]]
+    return [P(Strong(f'{right.sum()/n:.1%}'), f' of {n:,} pictures are recognised.', cls='lead'), Ul(*map(Li, said))]
 
-# %% ../nbs/25_report.ipynb #39ed5e9f
-def html_table(
-    caption:str, heads, rows, # Its title; the columns' names; of each row the name and the cells, text or `Td`
+# %% ../nbs/25_report.ipynb #5c30f2e0
+def html_table(caption:str, heads, rows, # Its title; the columns' names; of each row its name and cells, text or `Td`
 ): # A part of the page, in which a wide table scrolls
     "A table in which every cell belongs to a row and a column with names"
     rows = [Tr(Th(name, scope='row'), *[o if hasattr(o, 'tag') else Td(o) for o in cells]) for name,*cells in rows]
@@ -60,9 +55,8 @@ def html_table(
 
 def list_classes(interp:ClassificationInterpretation)->list: # A paragraph and a table
     "How well each class is recognised, the hardest first"
-    scores,true = interp.scores(),interp.confusion_matrix().sum(1)
-    order = sorted(range(len(true)), key=lambda i: (true[i]==0, scores[i,1]))
-    rows = [(interp.names[i], f'{true[i]:,}', f'{scores[i,1]:.0%}', f'{scores[i,0]:.0%}') for i in order]
+    found = zip(interp.names, interp.confusion_matrix().sum(1), interp.scores())
+    rows = [(o, f'{n:,}', f'{r:.0%}', f'{p:.0%}') for o,n,(p,r,_) in sorted(found, key=lambda o: (o[1]==0, o[2][1]))]
     text = 'Recall: the share of a class that is recognised. Precision: of what is taken for it, the share that is.'
     return [P(text), html_table('Classes, the hardest first', ('Class','Pictures','Recall','Precision'), rows)]
 
@@ -78,15 +72,13 @@ def list_confused(interp:ClassificationInterpretation, k:int=20)->list: # `k`: f
     return [P('A row for each actual class, a column for each that pictures were taken for. Framed: what is right.'),
         html_table('Confusion matrix', ('Actual class',*interp.names), rows)]
 
-# %% ../nbs/25_report.ipynb #1a7a6ec3
-def _saved(fmt, **kwargs):
-    "The bytes of the current figure, which is closed"
+# %% ../nbs/25_report.ipynb #3aa0c79d
+def _saved(fmt, **kwargs): # The bytes of the current figure, which is closed
     plt.savefig(f := io.BytesIO(), format=fmt, **kwargs)
     plt.close()
     return f.getvalue()
 
-def html_picture(
-    pic, alt:str, heat=None, # In any form that `show_image` takes; what it shows; numbers to draw over it, `(h, w)`
+def html_picture(pic, alt:str, heat=None, # For `show_image`; what it shows; numbers to draw over it, `(h, w)`
 ): # An image that holds its own bytes
     "A picture for the page"
     ax = show_image(pic)
@@ -94,7 +86,7 @@ def html_picture(
     ax.set_position([0,0,1,1])
     return Img(src='data:image/jpeg;base64,'+base64.b64encode(_saved('jpg', dpi=90)).decode(), alt=alt)
 
-# %% ../nbs/25_report.ipynb #c4061361
+# %% ../nbs/25_report.ipynb #8612f266
 def short_name(o): return printable('/'.join(o.parts[-3:])) if isinstance(o, Path) else '' # The end of a path
 
 def show_mistakes(interp:ClassificationInterpretation, n:int=12)->list: # A paragraph and at most `n` figures
@@ -115,19 +107,17 @@ def show_mistakes(interp:ClassificationInterpretation, n:int=12)->list: # A para
         return Figure(Div(*imgs, cls='pair'), Figcaption(Strong(interp.names[t]), text))
     pics = interp.learn.dls.decode_preds(x, max_n=n).itemgot(0)
     figs = map(figure, pics, heats, preds, targs, decoded, losses, interp.items(idxs))
-    text = [' Over the second of each pair, light marks what spoke for the decision (Grad-CAM).'][:heats[0] is not None]
-    return [P('The pictures as the model gets them, the largest loss first.', *text), Div(*figs, cls='grid')]
+    text = ' Over the second of each pair, light marks what spoke for the decision (Grad-CAM).'*(heats[0] is not None)
+    return [P('The pictures as the model gets them, the largest loss first.', text), Div(*figs, cls='grid')]
 
-# %% ../nbs/25_report.ipynb #3ba125d8
-def html_plot(
-    draw, alt:str, # A function that draws with matplotlib; what it shows
+# %% ../nbs/25_report.ipynb #4d30f9f4
+def html_plot(draw, alt:str, # A function that draws with matplotlib; what it shows
 ): # SVG
     "A plot for the page"
     with plt.rc_context({'svg.fonttype':'none', 'text.parse_math':False, 'legend.framealpha':0}):
         draw()
         svg = _saved('svg', bbox_inches='tight', transparent=True).decode().replace('#000000', 'currentColor')
-    svg = '<svg aria-hidden="true"' + svg.split('<svg', 1)[1]
-    return Div(Safe(svg), role='img', aria_label=alt, cls='plot')
+    return Div(Safe('<svg aria-hidden="true"' + svg.split('<svg', 1)[1]), role='img', aria_label=alt, cls='plot')
 
 def show_trust(interp:ClassificationInterpretation)->list: # A paragraph, a plot, and a table
     "Is the model right as often as it says?"
@@ -136,71 +126,64 @@ def show_trust(interp:ClassificationInterpretation)->list: # A paragraph, a plot
     rows = [(f'{i*10} to {i*10+10}%',f'{n[i]:,.0f}',f'{conf[i]:.0%}',f'{acc[i]:.0%}') for i in np.flatnonzero(n)]
     alt = f'Reliability diagram. {text} Of those that it is {rows[-1][0]} sure of, {rows[-1][3]} are right.'
     table = html_table('Decisions by probability', ('Probability','Decisions','Mean probability','Right'), rows)
-    return [P(text, ' Bars: how often it is right. Dots: how sure it is. On the dashed line, both agree.'),
-        html_plot(interp.plot_reliability, alt), Details(Summary('The numbers'), table)]
+    text += ' Bars: how often it is right. Dots: how sure it is. On the dashed line, both agree.'
+    return [P(text), html_plot(interp.plot_reliability, alt), Details(Summary('The numbers'), table)]
 
 def show_history(rows)->list: # Of each epoch, a dict of numbers; a plot and a table
     "Losses and metrics after each epoch"
     def draw():
-        plt.figure(figsize=(4.5,2.8))
+        ax = plt.subplots(figsize=(4.5,2.8))[1]
+        ax.set(xlabel='epoch', ylabel='loss')
+        ax.locator_params(axis='x', integer=True)
         for k,style in (('train_loss','o-'),('valid_loss','s--')):
-            ys = [o.get(k) if isinstance(o.get(k), (int,float)) else np.nan for o in rows]
-            plt.plot(ys, style, label=k)
-        plt.gca().set(xlabel='epoch', ylabel='loss')
-        plt.locator_params(axis='x', integer=True)
-        plt.legend()
+            ax.plot([o[k] if isinstance(o.get(k), (int,float)) else np.nan for o in rows], style, label=k)
+        ax.legend()
     cells = [[f'{v:.4g}' if isinstance(v, float) else printable(ifnone(v, '–')) for v in o.values()] for o in rows]
     last = ', '.join(f'{printable(k)} {c}' for k,c in zip(rows[-1], cells[-1]))
     return [html_plot(draw, f'Training and validation loss of {len(rows)} epochs; the last: {last}.'),
         Details(Summary('The numbers'), html_table('Epochs', map(printable, rows[0]), cells))]
 
-# %% ../nbs/25_report.ipynb #d6e70ef2
+# %% ../nbs/25_report.ipynb #dd35e88c
 _css = '''
-:root{color-scheme:light dark;--ink:#1a1c20;--paper:#fff;--soft:#50565f;--line:#c4c9d0}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--paper:#16181c;--soft:#a9b0ba;--line:#454b54}}
+:root{color-scheme:light dark;--ink:#1a1c20;--paper:#fff;--soft:#50565f}h1,h2,tbody th,figure{overflow-wrap:anywhere}
+@media(prefers-color-scheme:dark){:root{--ink:#e8eaed;--paper:#16181c;--soft:#a9b0ba}}strong{color:var(--ink)}
 body{margin:0 auto;padding:1rem;max-width:60rem;font:1rem/1.5 system-ui,sans-serif}
-body,tbody th{color:var(--ink);background:var(--paper)}h1,h2,figcaption,tbody th{overflow-wrap:anywhere}
-h2{margin-top:2.5rem}p{max-width:42rem}.lead{font-size:1.4rem}caption{font-weight:600}th{font-weight:500}
-.wide{overflow:auto;max-height:40rem}@media print{.wide{max-height:none;font-size:.75rem}tr,figure{break-inside:avoid}}
-table{border-collapse:collapse}th,td{padding:.25rem .5rem;border-bottom:1px solid var(--line);text-align:right}
-caption,tr>:first-child{text-align:left}th{vertical-align:bottom}tbody th{position:sticky;left:0;max-width:12rem}
-td[style]{background:rgba(70,130,220,calc(var(--share)*.6));text-align:center;print-color-adjust:exact}
+body,tbody th{color:var(--ink);background:var(--paper)}tbody th{position:sticky;left:0;min-width:6rem;max-width:12rem}
+h2{margin-top:2.5rem}p{max-width:42rem}.lead{font-size:1.4rem}footer,figcaption{font-size:.9rem;color:var(--soft)}
+table{border-collapse:collapse}th,td{padding:.25rem .5rem;border-bottom:1px solid #8886;text-align:right}
+caption{font-weight:600}caption,tr>:first-child{text-align:left}th{font-weight:500;vertical-align:bottom}
 table:has(td[style]) th+th{writing-mode:vertical-rl;rotate:180deg;text-align:left;vertical-align:top}
-.right{outline:2px solid;outline-offset:-2px;font-weight:700}.pair{display:flex;gap:.3rem}figure{margin:0}
+td[style]{background:rgba(70,130,220,calc(var(--share)*.6));text-align:center;print-color-adjust:exact}
+.right{outline:2px solid;outline-offset:-2px;font-weight:700}.wide{overflow:auto;max-height:40rem}figure{margin:0}
+@media print{.wide{max-height:none;font-size:.75rem}tr,figure{break-inside:avoid}}.pair{display:flex;gap:.3rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr));gap:1.2rem}
-.pair img{flex:1;min-width:0;max-width:50%;height:auto}.plot svg{max-width:100%;height:auto}
-footer,figcaption{font-size:.9rem;color:var(--soft)}strong{color:var(--ink)}.plot text{fill:currentColor}
+.pair img{flex:1;min-width:0;height:auto}.plot svg{max-width:100%;height:auto}.plot text{fill:currentColor}
 '''
 
-def html_page(
-    title:str, lead:list, parts:dict, # For the tab and on top; what is said first; headings with what follows them
+def html_page(title:str, lead:list, parts:dict, # For the tab and on top; what is said first; headings and their parts
 )->str: # The text of a file that needs no other
     "A page for any browser"
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     head = Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
         Meta(http_equiv='Content-Security-Policy', content=policy), Title(title), Style(Safe(_css)))
     main = Main(H1(title), *lead, *[Section(H2(k), *v) for k,v in parts.items()])
-    end = Footer(P(f'Written by scratchai {__version__} on {date.today():%d %B %Y}.'))
+    end = Footer(time.strftime(f'Written by scratchai {__version__} on %d %B %Y.'))
     return to_xml(Html(head, Body(main, end), lang='en'), indent=False)
 
-# %% ../nbs/25_report.ipynb #df05dac0
+# %% ../nbs/25_report.ipynb #f8ffa3cc
 def list_facts(interp:ClassificationInterpretation, notes=())->list: # Further sentences; a list
     "What was looked at, and what was left out"
     model,n = interp.learn.model,len(interp.bad)
     name,k = getattr(model, '__made__', [type(model).__name__])[0],sum(o.numel() for o in model.parameters())
     shape = ' × '.join(map(str, interp[interp.top_losses(1)[1]][0].shape[1:]))
-    none = ', '.join(o for o,n in zip(interp.names, interp.confusion_matrix().sum(1)) if not n)
+    none = [o for o,n in zip(interp.names, interp.confusion_matrix().sum(1)) if not n]
     facts = [f'Model: {name}, with {k:,} parameters, for {len(interp.names)} classes.',
-        f'Pictures: {len(interp.targs)-n:,}, each as {shape} numbers.', *map(printable, notes)]
-    for o in interp.items(interp.bad[:1]): facts.append(f'Pictures that cannot be read: {n:,}, as {short_name(o)}.')
-    if none: facts.append(f'Classes without pictures: {none}.')
-    return [Ul(*map(Li, facts))]
+        f'Pictures: {len(interp.targs)-n:,}, each as {shape} numbers.', *map(printable, notes),
+        *[f'Pictures that cannot be read: {n:,}, as {short_name(o)}.' for o in interp.items(interp.bad[:1])]]
+    return [Ul(*map(Li, facts + [f'Classes without pictures: {", ".join(none)}.'][:len(none)]))]
 
-def write_report(
-    learn:Learner, # It decides for one class a picture
-    file, # The `.html` file to write
-    title:str|None=None, notes=(), # What stands on top, and at the end of the page
-    dl=None, # Labelled data; `None`: the validation set
+def write_report(learn:Learner, file, # It decides for one class a picture; the `.html` file to write
+    title:str|None=None, notes=(), dl=None, # What stands on top, and at the end; labelled data, or the validation set
 )->Path: # The file, which needs no other
     "Write what a model does with labelled pictures to one page; it is there whole or not at all"
     interp = ClassificationInterpretation.from_learner(learn, dl=dl)
@@ -212,20 +195,19 @@ def write_report(
     text = html_page(printable(title or 'What the model gets right and wrong'), say_accuracy(interp), parts)
     return write_whole(file, lambda f: f.write_text(text, encoding='utf-8'))
 
-# %% ../nbs/25_report.ipynb #21567099
-def labelled_dl(
-    learn:Learner, data, # From `load_learner`; a folder of class folders, or one with `valid`, `val` or `train` of them
+# %% ../nbs/25_report.ipynb #9b0414fa
+def labelled_dl(learn:Learner, data, # From `load_learner`; a folder of class folders, or of `valid`, `val` or `train`
 )->tuple: # A loader, and sentences on what was left out
     "The pictures of those classes that a model knows"
-    root = first([Path(data)/o for o in ('valid','val','train')], Path.is_dir) or Path(data)
-    if not root.is_dir(): raise UsageError(f'There is no folder `{root}`: name one that holds a folder for each class.')
+    root = first([Path(data)/o for o in ('valid','val','train','')], Path.is_dir)
+    if not root: raise UsageError(f'There is no folder `{data}`: name one that holds a folder for each class.')
     vocab = L(getattr(learn.dls, 'vocab', ()))
     names = sorted(o.name for o in root.iterdir() if o.is_dir() and o.name[0]!='.')
     known = {o: k for o in names for k in (o,class_names.get(o)) if k in vocab}
     fns = get_image_files(root, folders=list(known)) if known else L()
     if not fns: raise UsageError(f'`{root}` has no pictures of classes that the model knows: {coll_repr(vocab, 5)}.')
     notes = [f'Left out, because the model does not know the class: {o}.' for o in names if o not in known]
-    if root.name=='train': notes.append('These are training pictures, on which a model is better than on others.')
+    notes += ['These are training pictures, on which a model is better than on others.']*(root.name=='train')
     dl = learn.dls.test_dl(fns, num_workers=None, skip_bad=True)
     labels = TfmdLists(fns.map(FolderLabeller(root)).map(known.get), Categorize(vocab, sort=False), do_setup=False)
     return dl.new(Datasets(tls=[*dl.dataset.tls, labels], n_inp=len(dl.dataset.tls))),notes

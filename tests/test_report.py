@@ -230,6 +230,11 @@ def test_readable_in_light_and_dark():
         ink,soft,paper = [rgb(o[k]) for k in ('ink','soft','paper')]
         assert contrast(ink, paper)>10 and contrast(soft, paper)>4.5 and contrast(ink, .6*np.array(blue)+.4*np.array(paper))>4.5
 
+def test_names_of_rows_have_room_on_a_phone():
+    "A long name may be broken anywhere, so its column has a width that holds usual words; a number has none"
+    th = dict(o.strip().rsplit(':', 1) for o in re.search(r'tbody th\{(position[^}]*)', report._css)[1].split(';'))
+    assert 5<=float(th['min-width'].removesuffix('rem'))<float(th['max-width'].removesuffix('rem'))<=15
+
 # a folder's pictures
 
 def labels(dl): return [dl.vocab[y] for _,y in dl.dataset]
