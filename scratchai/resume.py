@@ -20,7 +20,7 @@ from .loader import DataLoader
 from .learner import *
 from .optimizers import * # adds `state_dict`
 
-# %% ../nbs/36_resume.ipynb #ed18e7de
+# %% ../nbs/36_resume.ipynb #95f41dea
 def _gens(): return [torch.default_generator, *torch.cuda.default_generators]
 
 def rng_state()->dict:
@@ -28,8 +28,7 @@ def rng_state()->dict:
     name,keys,*rest = np.random.get_state()
     return dict(python=random.getstate(), numpy=[name, keys.tolist(), *rest], torch=[o.get_state() for o in _gens()])
 
-def set_rng_state(
-    state:dict, # From `rng_state`
+def set_rng_state(state:dict, # From `rng_state`
 ):
     "Put the generators where they were"
     version,keys,gauss = state['python']
@@ -37,15 +36,14 @@ def set_rng_state(
     np.random.set_state(tuple(state['numpy']))
     for o,s in zip(_gens(), state['torch']): o.set_state(s)
 
-# %% ../nbs/36_resume.ipynb #5a59621e
+# %% ../nbs/36_resume.ipynb #3f95e391
 def _loaders(learn): return {k:o for k in ('train','valid') if isinstance(o := getattr(learn.dls, k, None), DataLoader)}
 def _position_of(dl, mid):
     "Where the loader is in its epoch; or, unless it goes on there, in the next one"
     s = dl.state_dict()
     return s if mid or not s['position'] else {**s, 'epoch':s['epoch']+1, 'position':0}
 
-def run_state(
-    learn, # In a fit, between two batches or two epochs
+def run_state(learn, # In a fit, between two batches or two epochs
     start_epoch:int, # The epoch in which to go on
     mid:bool=False, # Has it begun?
 )->dict: # A nest of dicts, lists, tensors, numbers and text; the tensors go on changing
@@ -58,9 +56,8 @@ def run_state(
     res['cbs'] = [o.state_dict() if hasattr(type(o), 'state_dict') else None for o in learn.cbs]
     return res
 
-# %% ../nbs/36_resume.ipynb #17564421
-def set_run_state(
-    learn, # In a fit, before its first batch
+# %% ../nbs/36_resume.ipynb #173ee76c
+def set_run_state(learn, # In a fit, before its first batch
     state:dict, # From `run_state`
 ):
     "Bring everything to where it was"
@@ -75,7 +72,7 @@ def set_run_state(
     if not state['mid']: learn.model.eval() # as after a validation
     set_rng_state(state['rng'])
 
-# %% ../nbs/36_resume.ipynb #7085fc30
+# %% ../nbs/36_resume.ipynb #04fc01c1
 def _split(o, name, tensors):
     "`o` as JSON can hold it; its tensors go to `tensors`, by the `name` of their place"
     if isinstance(o, Tensor):
@@ -88,16 +85,14 @@ def _split(o, name, tensors):
     if isinstance(o, np.generic): return o.item()
     raise TypeError(f'`{name}` is a {type(o).__name__}: a state has tensors, numbers, text, lists, and dicts by name.')
 
-def save_state(
-    file, # Its name
+def save_state(file, # Its name
     state:dict, # A nest of dicts, lists, tensors, numbers and text
 )->Path: # The file
     "Write `state` as a safetensors file, whole or not at all"
     text = json.dumps(_split(state, '', tensors := {}))
     return write_whole(file, partial(save_file, tensors, metadata=dict(state=text)))
 
-def load_state(
-    file, # What `save_state` has written
+def load_state(file, # What `save_state` has written
 )->dict: # The same nest, on the CPU, with lists for tuples
     "Read a state; nothing in the file is executed"
     try:
@@ -106,9 +101,8 @@ def load_state(
         raise ValueError(f'{file} is damaged, or no checkpoint; without it, the one before counts. ({e})') from e
     return json.loads(text, object_hook=lambda o: tensors[o['tensor']] if [*o]==['tensor'] else o)
 
-# %% ../nbs/36_resume.ipynb #2e7f0c09
-def run_facts(
-    learn, # In a fit
+# %% ../nbs/36_resume.ipynb #e60da302
+def run_facts(learn, # In a fit
 )->dict: # Text by name
     "What must be the same where a training goes on"
     dl,opt,loss,res = learn.dls.train,learn.opt,learn.loss_func,{'epochs':learn.n_epoch, 'callbacks':list(learn.cbs)}
@@ -121,8 +115,7 @@ def run_facts(
     for k,v in learn.model.state_dict().items(): res[f'`{k}`'] = f'{[*v.shape]} {v.dtype}'+', trained'*(k in trained)
     return {k:str(v) for k,v in res.items()}
 
-def fact_differences(
-    here:dict, there:dict, # Text by name
+def fact_differences(here:dict, there:dict, # Text by name
 )->list: # A text for each name where they are not equal
     "What is not the same"
     def say(o): return 'missing' if o is None else str(o) if len(str(o))<99 else f'{o:.97}…'
