@@ -1432,7 +1432,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'scratchai/resume.py'),
                                   'scratchai.resume._gens': ('resume.html#_gens', 'scratchai/resume.py'),
                                   'scratchai.resume._loaders': ('resume.html#_loaders', 'scratchai/resume.py'),
-                                  'scratchai.resume._place': ('resume.html#_place', 'scratchai/resume.py'),
+                                  'scratchai.resume._position_of': ('resume.html#_position_of', 'scratchai/resume.py'),
                                   'scratchai.resume._split': ('resume.html#_split', 'scratchai/resume.py'),
                                   'scratchai.resume.fact_differences': ('resume.html#fact_differences', 'scratchai/resume.py'),
                                   'scratchai.resume.load_state': ('resume.html#load_state', 'scratchai/resume.py'),
