@@ -1,4 +1,4 @@
-"xresnet18 on a folder of pictures, ours, fastai's, and a recipe of ours: train_resnet.py DATA [--seeds 3] [--threads N] [--log FILE]"
+"xresnet18 on a folder of pictures, ours, fastai's, and a recipe of ours: train_resnet.py DATA [--seeds 3] [--threads N] [--ways WHO …] [--log FILE]"
 import argparse,json,os,subprocess,sys,time
 from pathlib import Path
 from statistics import mean,median
@@ -101,6 +101,8 @@ def main():
     p.add_argument('--threads', type=int, default=os.cpu_count())
     p.add_argument('--log', help='file of trainings that are done; more are added to it')
     p.add_argument('--parts', nargs='+', default=['equal','better'])
+    p.add_argument('--ways', nargs='+', help='only these')
+    p.add_argument('--note', default='', help='what a reader of the table should know of the machine')
     p.add_argument('--one', nargs=2, metavar=('WHO', 'SEED'), help='one training, printed as JSON')
     a = p.parse_args()
     if a.one:
@@ -109,12 +111,12 @@ def main():
     import report
     for part in a.parts:
         ways,base = dict(equal=(equal,'fastai'), better=(better,'fastai, 10 epochs'))[part]
-        res = {who: [] for who in ways}
+        res = {who: [] for who in ways if who in (a.ways or ways)}
         for seed in range(a.seeds):
-            for who in ways: res[who].append(one(a, who, seed))
-        title = f'xresnet18 on {Path(a.data).name}: '+('the same training' if part=='equal' else 'a recipe')
-        text = ('Batch 128, Adam, 1cycle to 3e-3, 5 epochs. The floor is plain torch on one batch in memory.' if part=='equal' else f'The recipe: {recipe.__doc__}; '
+            for who in res: res[who].append(one(a, who, seed))
+        title = f'xresnet18 on {Path(a.data).name}: '+(f'the same training, {a.epochs or 5} epochs, {a.threads} threads' if part=='equal' else 'a recipe')
+        text = ('Batch 128, Adam, 1cycle to 3e-3, the rate is that of the training part of an epoch. The floor is plain torch on one batch in memory.' if part=='equal' else f'The recipe: {recipe.__doc__}; '
             'Adam, 1cycle to 2e-3, compiled optimizer. fastai: batch 128, Adam, 1cycle to 3e-3.')
-        report.write(title, f'{report.table([*rows_of(res, base)])}\n\n{text} {a.threads} threads; ratios within a seed, medians of these.')
+        report.write(title, f'{report.table([*rows_of(res, base)])}\n\n{text} Medians over the seeds, of the ratios too. {a.note}')
 
 if __name__=='__main__': main()
