@@ -7,14 +7,11 @@ __all__ = ['archs', 'run_defaults', 'check_args', 'run_settings', 'class_roots',
            'FiniteCallback', 'make_dls', 'make_learner', 'fit_run', 'count_pictures', 'check_pictures', 'read_run',
            'shell_path', 'at_work', 'train_run', 'new_run', 'go_on', 'scratchai_train']
 
-# %% ../nbs/29_command.ipynb #a1a2ac43
+# %% ../nbs/29_command.ipynb #2facabed
 import itertools,json,math,os,shlex
-
-# %% ../nbs/29_command.ipynb #6c655d5e
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
-
-# %% ../nbs/29_command.ipynb #032037c1
 from contextlib import contextmanager,suppress
+
+from .predict import *
 from fastcore.all import *
 from .core import *
 from .data import *
@@ -29,7 +26,6 @@ from .precision import *
 from .transfer import *
 from .imagenette import best_data
 from .tracker import CSVLogger
-from .predict import *
 from .report import write_report
 from .mixup import MixUp
 from .resume import *

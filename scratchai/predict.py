@@ -11,8 +11,9 @@ import os,sys,warnings
 # %% ../nbs/24_predict.ipynb #75797a22
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
-# %% ../nbs/24_predict.ipynb #19f2070b
-from contextlib import contextmanager,nullcontext,redirect_stdout
+# %% ../nbs/24_predict.ipynb #bef41c60
+from contextlib import contextmanager,nullcontext,redirect_stdout,suppress
+from inspect import signature
 from json import dumps
 
 import torch
@@ -78,7 +79,7 @@ def terminal_bar(
         if out: print(f"\r{'█'*(30*i//n):30} {i:,} of {n:,}", end='' if i<n else '\n', file=out, flush=True)
         yield o
 
-# %% ../nbs/24_predict.ipynb #6b9c1cf9
+# %% ../nbs/24_predict.ipynb #14453b09
 class _Output(GetAttr):
     "A stream for printing whose reader may go away"
     _default = 'file'
@@ -107,11 +108,12 @@ def cli_errors(
         if not is_cli(func): raise
         text = {KeyboardInterrupt:'stopped; nothing more is written.',
             BrokenPipeError:'stopped: nobody reads what it prints.'}.get(type(e), str(e))
-        if isinstance(e, ItemError): text += '; --skip-bad leaves out what cannot be read.'
-        print(f"{func.__name__.replace('_', '-')}: {text}", file=sys.stderr)
+        if isinstance(e, ItemError) and 'skip_bad' in signature(func).parameters:
+            text = f"{text.rstrip('.')}; --skip-bad leaves out what cannot be read."
+        with suppress(OSError): print(f"{func.__name__.replace('_', '-')}: {text}", file=sys.stderr, flush=True)
         sys.exit(130 if isinstance(e, KeyboardInterrupt) else 2 if isinstance(e, UsageError) else 1)
 
-# %% ../nbs/24_predict.ipynb #b74ba8d2
+# %% ../nbs/24_predict.ipynb #89d1aae8
 @call_parse
 def scratchai_predict(
     model:str, # A file that `learn.export` has written
@@ -131,5 +133,7 @@ def scratchai_predict(
         vocab,n,bad = getattr(ask.dls, 'vocab', None),len(items),0
         for i,o in terminal_bar(ask.each(items, defaults.cpus if n>2*ask.dls.bs else 0), n):
             if not isinstance(o, ItemError): print(answer_line(names[i], o, vocab, top_k, json), flush=True)
-            else: bad = print(f'{printable(names[i])}:', str(o.cause).rpartition('Error: ')[2], file=sys.stderr) or 1
+            else:
+                why = str(o.cause).removesuffix(f': {names[i]!r}').replace(f'Error: {names[i]} ', 'Error: ')
+                bad = print(f'{printable(names[i])}:', why.rpartition('Error: ')[2], file=sys.stderr) or 1
         return bad

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['wilson', 'say_accuracy', 'html_table', 'list_classes', 'list_confused', 'html_picture', 'short_name', 'show_mistakes',
-           'html_plot', 'show_trust', 'show_history', 'html_page', 'list_facts', 'write_report', 'labelled_dl',
-           'scratchai_report']
+           'html_plot', 'show_trust', 'show_history', 'html_page', 'list_facts', 'write_report', 'held_out',
+           'labelled_dl', 'scratchai_report']
 
-# %% ../nbs/25_report.ipynb #5494982e
-import base64,csv,io,time,warnings
+# %% ../nbs/25_report.ipynb #65ba5ee0
+import base64,csv,io,json,time,warnings
 from contextlib import suppress
 
+from .predict import UsageError,cli_errors # first, since it says how threads of torch wait
 import matplotlib.pyplot as plt,numpy as np
 from fastcore.all import *
 from fastcore.xml import *
@@ -23,7 +24,6 @@ from .learner import *
 from .interpret import *
 from .tracker import CSVLogger
 from .export import load_learner
-from .predict import UsageError,cli_errors
 
 # %% ../nbs/25_report.ipynb #7998846d
 def wilson(k:int, n:int, z:float=1.96, # So many of `n`; standard deviations, 1.96 for 95%
@@ -195,7 +195,18 @@ def write_report(learn:Learner, file, # It decides for one class a picture; the 
     text = html_page(printable(title or 'What the model gets right and wrong'), say_accuracy(interp), parts)
     return write_whole(file, lambda f: f.write_text(text, encoding='utf-8'))
 
-# %% ../nbs/25_report.ipynb #9b0414fa
+# %% ../nbs/25_report.ipynb #0001d8d9
+def held_out(learn:Learner, data, fns, # From `load_learner`; a folder that is not split; the pictures in it
+)->L: # `fns`, or those that validated, if `scratchai-train` has made the model from just these
+    "Leave out the pictures on which the model was trained, if that can be known"
+    with suppress(OSError,ValueError,LookupError,TypeError,AttributeError):
+        s = json.loads((learn.path/'settings.json').read_text(encoding='utf8'))
+        n = sum(int(o.split()[0].replace(',', '')) for split in s['data'].values() for o in split.values())
+        same = n==len(fns) and Path(data).resolve()==Path(s['path']).resolve()
+        return fns[RandomSplitter(0.2, s['seed'])(fns)[1]] if same else fns
+    return fns
+
+# %% ../nbs/25_report.ipynb #4023f1fd
 def labelled_dl(learn:Learner, data, # From `load_learner`; a folder of class folders, or of `valid`, `val` or `train`
 )->tuple: # A loader, and sentences on what was left out
     "The pictures of those classes that a model knows"
@@ -207,7 +218,9 @@ def labelled_dl(learn:Learner, data, # From `load_learner`; a folder of class fo
     fns = get_image_files(root, folders=list(known)) if known else L()
     if not fns: raise UsageError(f'`{root}` has no pictures of classes that the model knows: {coll_repr(vocab, 5)}.')
     notes = [f'Left out, because the model does not know the class: {o}.' for o in names if o not in known]
-    notes += ['These are training pictures, on which a model is better than on others.']*(root.name=='train')
+    every,fns = fns,fns if root.name in ('valid','val') else held_out(learn, data, fns)
+    if len(fns)<len(every): notes.append(f'Left out, because the model was trained on them: {len(every)-len(fns):,}.')
+    elif root.name=='train': notes.append('These are training pictures, on which a model is better than on others.')
     dl = learn.dls.test_dl(fns, num_workers=None, skip_bad=True)
     labels = TfmdLists(fns.map(FolderLabeller(root)).map(known.get), Categorize(vocab, sort=False), do_setup=False)
     return dl.new(Datasets(tls=[*dl.dataset.tls, labels], n_inp=len(dl.dataset.tls))),notes

@@ -122,7 +122,25 @@ def test_unreadable(model, photos, tmp_path, capsys):
     assert status==1 and len(lines)==1 and lines[0].startswith(f'{fn}\t')
     errs = err.splitlines()
     assert len(errs)==4 and [o.split(': ')[0] for o in errs]==[str(o) for o in (settings, tmp_path/'none.jpg', cut, tmp_path/'empty')]
-    for o,says in zip(errs, ('no picture', 'No such file', 'runcated', 'Is a directory')): assert says in o, errs
+    for o,says in zip(errs, ('no picture', 'No such file', 'runcated', 'Is a directory')):
+        assert says in o and o.count(o.split(': ')[0])==1, errs # it is named once
+
+@pytest.mark.parametrize('name', ['a','is','Error: x.jpg',"it's.jpg",'b\udcff.jpg'])
+def test_odd_names_that_cannot_be_read(model, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert said(capsys, model, name)[2]==f'{printable(name)}: [Errno 2] No such file or directory\n'
+    Path(name).write_bytes(b'no picture')
+    assert said(capsys, model, name)[2]==f'{printable(name)}: is no picture that can be read.\n'
+
+def test_only_commands_that_have_it_advise_skip_bad(monkeypatch, capsys):
+    def scratchai_look(path): fail(scratchai_look)
+    def scratchai_learn(path, skip_bad=False): fail(scratchai_learn)
+    def fail(f):
+        with cli_errors(f): raise ItemError(3, 'a.jpg', 'it is empty.')
+    monkeypatch.setattr('scratchai.predict.is_cli', lambda f: True)
+    for f,end in ((scratchai_look,'it is empty.'), (scratchai_learn,'it is empty; --skip-bad leaves out what cannot be read.')):
+        with pytest.raises(SystemExit): f('.')
+        assert capsys.readouterr().err.endswith(f': Item 3 (a.jpg) cannot be read: {end}\n')
 
 def test_process(model, photos, tmp_path):
     "As a command: answers on one stream, errors on the other, and a status"

@@ -1,5 +1,5 @@
 "The `scratchai-train` command as a user meets it: real processes, and everything that can be wrong with its arguments, its folders and its surroundings."
-import csv,json,os,shlex,shutil,signal,subprocess,sys
+import csv,inspect,json,os,re,shlex,shutil,signal,subprocess,sys
 from pathlib import Path
 
 import pytest,torch
@@ -14,6 +14,7 @@ from scratchai.mixup import *
 from scratchai.precision import *
 from scratchai.export import *
 from scratchai.predict import *
+from scratchai.report import labelled_dl,scratchai_report
 from scratchai.resume import *
 from scratchai.command import *
 from scratchai.imagenette import *
@@ -360,6 +361,28 @@ def test_a_random_fifth_validates(pictures, tmp_path):
     status,out,err,files = run(tmp_path/'cwd', pictures(cat=10, dog=10), *fast)
     assert status==0 and 'your folder, of which a random fifth validates, 16 training and 4 validation pictures' in out, (out, err)
 
+@pytest.mark.parametrize('layout', ['','train_'])
+def test_a_report_leaves_out_what_was_trained_on(pictures, layout, tmp_path, capsys):
+    "... where a random fifth validated; all pictures count where that cannot be known"
+    path = pictures(**{f'{layout}{k}': 10 for k in ('cat','dog')}) # `train` alone, or the classes themselves
+    learn = scratchai_train(path, **quick, seed=5, out=tmp_path/'out')
+    file = learn.path/'model.safetensors'
+    dl,notes = labelled_dl(load_learner(file), path)
+    assert sorted(dl.dataset.items)==sorted(learn.dls.valid_ds.items) and len(dl.dataset)==4 and notes==['Left out, because the model was trained on them: 16.']
+    text = scratchai_report(str(file), str(path)).read_text(encoding='utf8')
+    assert 'of 4 pictures are recognised' in text and notes[0] in text and notes[0] in capsys.readouterr().out
+    def n(folder): return len(labelled_dl(load_learner(file), folder)[0].dataset)
+    assert n(path)==4 and n(shutil.copytree(path, tmp_path/'copy'))==20
+    shutil.copy(pic := path/layout.rstrip('_')/'cat/0.JPEG', pic.with_name('x.JPEG'))
+    assert n(path)==21
+    pic.with_name('x.JPEG').unlink()
+    good = (learn.path/'settings.json').read_text()
+    for bad in ('', '[1]', '{}', good.replace('"data"', '"dat"'), good.replace(' pictures', '')[:-9]):
+        (learn.path/'settings.json').write_text(bad)
+        assert n(path)==20
+    (learn.path/'settings.json').unlink()
+    assert n(path)==20
+
 def test_results_do_not_become_a_class(pictures, tmp_path, monkeypatch):
     path = pictures(cat=5, dog=5)
     monkeypatch.chdir(path)
@@ -422,7 +445,7 @@ def test_unreadable_picture(pictures, tmp_path):
     for o in ('train/cat/2.JPEG', 'val/dog/0.JPEG'): (path/o).write_bytes(b'no picture')
     status,out,err,files = run(tmp_path/'cwd', path, *fast)
     assert status==1 and not files and 'Traceback' not in err, (out, err, files)
-    assert 'cat/2.JPEG) cannot be read: ' in err and 'UnidentifiedImageError' in err and '--skip-bad leaves out' in err, err
+    assert 'cat/2.JPEG) cannot be read: ' in err and 'UnidentifiedImageError' in err and '; --skip-bad leaves out' in err and '.;' not in err, err
     status,out,err,files = run(tmp_path/'cwd', path, '--skip-bad', *fast)
     assert status==0 and files==saved and '1 of 12 items were left out' in err and 'val/dog/0.JPEG' in err, (out, err, files)
 
@@ -473,6 +496,12 @@ def test_output_on_a_full_disk(pictures, tmp_path):
     with open('/dev/full', 'w') as f: status,_,err,files = run(tmp_path/'cwd', pictures(**sizes), *fast, stdout=f)
     assert status==0 and files==saved and 'Traceback' not in err, err
 
+def test_nobody_reads_the_error(tmp_path):
+    "As in `scratchai-train nowhere 2>&1 | true`: the status is right all the same"
+    p = start(tmp_path/'cwd', 'nowhere')
+    for o in (p.stdout, p.stderr): o.close()
+    assert p.wait(100)==2
+
 def test_odd_names(pictures, tmp_path):
     "Names with `$`, and names that are not UTF-8, of classes, files and results; a terminal that knows ASCII only"
     path = pictures(**{'train_$50_$100':5, 'train_dog':5, 'val_$50_$100':2, 'val_dog':2})
@@ -483,12 +512,22 @@ def test_odd_names(pictures, tmp_path):
     status,out,err,files = run(tmp_path/'cwd', path, *fast, '--out', b'r\xfcn'.decode(errors='surrogateescape'), env=dict(PYTHONIOENCODING='ascii'))
     assert status==0 and len(files)==6 and 'Saved in ' in out and 'Traceback' not in err, (out, err, files)
 
-def test_threads_sleep():
+class Spy:
+    "Ends the process where torch is about to be loaded, and says how its threads will wait"
+    def find_spec(self, name, *args):
+        if name=='torch':
+            print(os.environ.get('OMP_WAIT_POLICY'), flush=True)
+            os._exit(0)
+
+@pytest.mark.parametrize('module', ['command','predict','report'])
+@pytest.mark.parametrize('own', [None,'active'])
+def test_threads_sleep(module, own):
     "The variable is set before torch is loaded, and a user's own value stays"
-    code = "import sys; from scratchai.command import *; import os; print(os.environ['OMP_WAIT_POLICY'])"
-    source = Path(sys.modules['scratchai.command'].__file__).read_text(encoding='utf-8')
-    assert source.index("os.environ.setdefault('OMP_WAIT_POLICY'")<source.index('from fastcore')<source.index('from .core')
-    for own in (None,'active'):
-        env = {k:v for k,v in os.environ.items() if k!='OMP_WAIT_POLICY'} | ({'OMP_WAIT_POLICY':own} if own else {})
-        r = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=100)
-        assert r.stdout.strip()==(own or 'passive'), r.stderr
+    env = {k:v for k,v in os.environ.items() if k!='OMP_WAIT_POLICY'} | ({'OMP_WAIT_POLICY':own} if own else {})
+    code = f'import os,sys\n{inspect.getsource(Spy)}\nsys.meta_path.insert(0, Spy())\nimport scratchai.{module}'
+    r = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=100)
+    assert r.stdout.strip()==(own or 'passive'), r.stderr
+
+def test_every_command_is_tested_for_that(): # ... by its name in settings.ini
+    text = (Path(__file__).parent.parent/'settings.ini').read_text()
+    assert set(re.findall(r'=scratchai\.(\w+):', text))=={'command','predict','report'}
