@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'DataLoader', 'BadFile', 'verify_images']
 
-# %% ../nbs/02_loader.ipynb #0b8d3c98
+# %% ../nbs/02_loader.ipynb #b95e2681
 import copy,gc,hashlib,multiprocessing as mp,os,random,signal,threading,time,warnings
 from collections import UserDict,deque
-from concurrent.futures import TimeoutError as WaitedTooLong
+from concurrent import futures
 from contextlib import suppress
 from itertools import islice,starmap
-from multiprocessing.reduction import ForkingPickler
 
 import numpy as np,torch
 from fastcore import parallel as fastcore_parallel
 from fastcore.all import *
 from torch import Tensor
-from torch.multiprocessing.reductions import reduce_tensor
 
 from .core import *
 from .files import *
@@ -85,7 +83,7 @@ class ItemError(LoaderError):
         store_attr()
     def __str__(self): return f"Item {self.index}{f' ({self.path})' if self.path else ''} cannot be read: {self.cause}"
 
-# %% ../nbs/02_loader.ipynb #4ec7cd0c
+# %% ../nbs/02_loader.ipynb #75d0e110
 class _Maker:
     "Makes the batches of a data set"
     def __init__(self, ds, collate_fn, skip_bad): store_attr()
@@ -108,9 +106,13 @@ class _Maker:
                 if not self.skip_bad: raise bad[0] from e
         try: return self.collate_fn(list(items.values())) if items else None,bad
         except Exception as e:
-            sizes = groupby(items, lambda i: str(apply(lambda o: tuple(getattr(o, 'shape', ())), items[i])))
-            some = ', '.join(f'{k} has item {self.path(v[0]) or v[0]}' for k,v in sizes.items())
-            raise LoaderError(f'{len(items)} items do not make a batch: {type(e).__name__}: {e}. Sizes: {some}') from e
+            some = groupby(items, lambda i: self.sizes(items[i])).items()
+            some = '; '.join(f'item {self.path(i) or i} has {k}' for k,(i,*_) in some)
+            raise LoaderError(f'{len(items)} items do not make a batch: {type(e).__name__}: {e}. Sizes: {some}.') from e
+    def sizes(self, item):
+        shapes = []
+        apply(lambda o: shapes.append(getattr(o, 'shape', ())) or 0, item) # 0: a `torch.Size` holds only numbers
+        return ' and '.join(str(tuple(o)) for o in shapes if o) or f'{len(shapes)} values'
     def install(self):
         "Make this process a worker for these batches"
         gc.freeze() # keeps the collector from writing to memory that is shared with the parent
@@ -118,12 +120,12 @@ class _Maker:
         def small(o):
             with suppress(TypeError,RuntimeError):
                 if o.nbytes<2**14 and (o.ndim<4 or o.is_contiguous()): return torch.from_numpy,(o.numpy(),)
-            return reduce_tensor(o.resolve_conj().resolve_neg())
-        ForkingPickler.register(Tensor, small)
+            return torch.multiprocessing.reductions.reduce_tensor(o.resolve_conj().resolve_neg())
+        mp.reduction.ForkingPickler.register(Tensor, small)
     @staticmethod
     def run(idxs, seed): return _Maker.here.batch(idxs, seed)
 
-# %% ../nbs/02_loader.ipynb #76eefcb1
+# %% ../nbs/02_loader.ipynb #eb9c1cd6
 class _Workers:
     "The processes of one loader"
     def __init__(self, known):
@@ -154,7 +156,7 @@ class _Workers:
         "A sentence for what ended an epoch; the workers end too"
         if not self.end.still_active(): return 'The workers of this epoch were ended by `close()` or a fault.'
         why,code = f'{type(e).__name__}: {e}',first(o for o in self.end() if o not in (None,0,-signal.SIGTERM))
-        if isinstance(e, WaitedTooLong): why = f'no batch came within {timeout} seconds (`timeout`)'
+        if isinstance(e, futures.TimeoutError): why = f'no batch came within {timeout} seconds (`timeout`)'
         elif code and code>0: why = f'a worker ended with exit status {code}; its own words are above'
         elif code: why = f'a worker was killed by {signal.Signals(-code).name}, as the system does when memory runs out'
         return f'The loader stopped: {why}. `n_workers=0` needs no processes, file descriptors or /dev/shm.'
@@ -174,7 +176,7 @@ class _Epochs:
     def state_dict(self)->dict: return dict(seed=self.seed, epoch=self.epoch, position=self.position)
     def load_state_dict(self, state:dict): vars(self).update(state, _run=None)
 
-# %% ../nbs/02_loader.ipynb #b9a3e209
+# %% ../nbs/02_loader.ipynb #9262fddb
 class DataLoader(_Epochs):
     "Batches of a data set, made by workers"
     def __init__(self,
@@ -192,14 +194,16 @@ class DataLoader(_Epochs):
         skip_bad:bool=False, # Leave out items that cannot be read, with a warning, and note them in `bad`?
         device=None, # Where batches go; `None`: they stay where they are
         after_batch=None, # Functions from batch to batch, called on `device`
+        batch_size:int|None=None, num_workers:int|None=None, # PyTorch's names for `bs` and `n_workers`; they win
     ):
         if not hasattr(ds, '__len__'): raise TypeError(f'{type(ds).__name__} has no length: make a list of its items.')
+        bs,n_workers = ifnone(batch_size, bs),ifnone(num_workers, ifnone(n_workers, defaults.cpus if _fork else 0))
         if min(bs, prefetch)<1: raise ValueError(f'`bs` and `prefetch` are at least 1, not {bs} and {prefetch}.')
         seed = int(torch.randint(2**31, (1,)) if seed is None else seed)
-        n_workers,after_batch = ifnone(n_workers, defaults.cpus if _fork else 0),L(after_batch)
-        store_attr()
-        self.split_idx,self.bad,self._workers = int(not shuffle),[],None
+        store_attr(but='after_batch,batch_size,num_workers')
+        self.after_batch,self.split_idx,self.bad,self._workers = L(after_batch),int(not shuffle),[],None
         self.set_epoch(0)
+    batch_size,num_workers = property(lambda self: self.bs),property(lambda self: self.n_workers)
     def __iter__(self):
         if self._run: self.set_epoch(self.epoch+1)
         self._run,self.bad,epoch = (run := object()),(bads := []),self.epoch
@@ -227,16 +231,15 @@ class DataLoader(_Epochs):
         if not (self._workers and self._workers.know(now)): self._workers = _Workers(now)
         return self._workers.batches(todo, self.n_workers*self.prefetch, self.timeout)
     def _by_workers(self): return self.n_workers and not getattr(self.ds, 'in_memory', False)
-    def _own(self, o):
-        "`o` out of shared memory"
-        pin = ifnone(self.pin_memory, torch.device(self.device or 'cpu').type=='cuda') and torch.cuda.is_available()
-        return o.pin_memory() if pin and isinstance(o, Tensor) else copy.deepcopy(o)
     def _after(self, b):
-        "Batch `b` on the device, after the functions that apply"
+        "Batch `b` out of shared memory and on the device, after the functions that apply"
+        pin = ifnone(self.pin_memory, torch.device(self.device or 'cpu').type=='cuda') and torch.cuda.is_available()
+        def own(o): return o.pin_memory() if pin and isinstance(o, Tensor) else copy.deepcopy(o)
         n = torch.get_num_threads()
-        if self._by_workers(): torch.set_num_threads(1)
         try:
-            if self._by_workers(): b = apply(self._own, b)
+            if self._by_workers():
+                torch.set_num_threads(1)
+                b = apply(own, b)
             if self.device is not None: b = to_device(b, self.device, non_blocking=True)
             return self._transformed(b)
         finally: torch.set_num_threads(n)
@@ -245,7 +248,8 @@ class DataLoader(_Epochs):
         return b
     def new(self, **kwargs):
         "A loader like this one but for `kwargs`"
-        res = type(self)(**{**{k: getattr(self, k) for k in argnames(DataLoader.__init__)[1:]}, **kwargs})
+        kept = {k: v for k,v in vars(self).items() if k in argnames(DataLoader.__init__)}
+        res = type(self)(**{**kept, **kwargs})
         res.split_idx = self.split_idx
         return res
     def __getstate__(self): return {**vars(self), '_workers':None, '_run':None}
@@ -259,7 +263,7 @@ class DataLoader(_Epochs):
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
 
-# %% ../nbs/02_loader.ipynb #32eff036
+# %% ../nbs/02_loader.ipynb #862f13cf
 class BadFile(type(Path())):
     "The path of a file that cannot be decoded; `cause` says why"
     cause = ''
@@ -267,17 +271,16 @@ class BadFile(type(Path())):
 
 def verify_images(
     path, # A folder, or a list of files
-    n_workers:int|None=None, # Processes; 0: this one; `None`: one a core where they can be forked, else 0
+    n_workers:int|None=None, # As for `DataLoader`
     progress:bool=True, # Show a bar?
 )->L: # A `BadFile` for each file that cannot be decoded
     "Decode all pictures fully, and report those that fail"
     from fastprogress.fastprogress import progress_bar
     fns = get_image_files(path) if isinstance(path, (str,Path)) else L(path)
-    ds,bad = Dataset(fns, [0]*len(fns), size=None),L()
+    ds = Dataset(fns, [0]*len(fns), size=None)
     with DataLoader(ds, 32, n_workers=n_workers, collate_fn=len, skip_bad=True) as dl, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for _ in progress_bar(dl, leave=False) if progress else dl: pass
-    for o in dl.bad:
-        bad.append(BadFile(fns[o.index]))
-        bad[-1].cause = o.cause
+    bad = L(BadFile(fns[o.index]) for o in dl.bad)
+    for f,o in zip(bad, dl.bad): f.cause = o.cause
     return bad

@@ -134,7 +134,7 @@ class FilteredBase:
         **kwargs # Passed on to all: `after_item`, `before_batch`, `after_batch`, `seed`…
     )->DataLoaders: # A loader for each split
         "Loaders for training, for validation, and for any further split"
-        own = dl_kwargs or [{}]*self.n_subsets
+        own,bs = dl_kwargs or [{}]*self.n_subsets,ifnone(kwargs.pop('batch_size', None), bs) # PyTorch's name for `bs`
         kwargs.update(num_workers=num_workers, device=device)
         train = dict(bs=bs, shuffle=shuffle, drop_last=ifnone(drop_last, shuffle))
         other = dict(bs=val_bs or bs, shuffle=val_shuffle, drop_last=False)
@@ -262,15 +262,14 @@ class TfmdDL(DataLoader):
         self.after_batch = after_batch if isinstance(after_batch, Pipeline) else Pipeline(after_batch)
         if do_setup: self.after_batch.setup(self)
     after_item,n = property(lambda self: self.ds.after_item),property(lambda self: len(self.dataset))
-    num_workers = property(lambda self: self.n_workers)
     split_idx = property(lambda self: self.ds.split_idx, lambda self, i: setattr(self.ds, 'split_idx', i))
     def __getattr__(self, k):
         if k in ('vocab','c','n_inp','loss_func'): return getattr(self.dataset, k)
         raise AttributeError(f'{type(self).__name__} has no {k!r}.')
     def new(self, dataset=None, **kwargs): # A loader like this one, but for `kwargs` and a data set that is given
-        if 'num_workers' in kwargs: kwargs['n_workers'] = kwargs.pop('num_workers')
-        same = {*argnames(DataLoader.__init__),'items','after_item','before_batch'} - {'self','ds','collate_fn'}
-        old = {**{k: getattr(self, k) for k in same}, 'collate_fn':self._collate, 'do_setup':'after_batch' in kwargs}
+        same = {*argnames(DataLoader.__init__),'items','before_batch'} & {*vars(self)} - {'ds','collate_fn'}
+        old = {**{k: getattr(self, k) for k in same}, 'after_item':self.after_item, 'collate_fn':self._collate,
+            'do_setup':'after_batch' in kwargs}
         return type(self)(ifnone(dataset, self.dataset), **{**old, **kwargs})
     def _batches(self, start, by_workers): # As in `DataLoader`; keeps the keys of a batch's items
         epoch,todo = self.epoch,self.order(self.epoch).split(self.bs)[start:len(self)]

@@ -266,7 +266,24 @@ def test_arguments():
     says(lambda: DataLoader(iter([1])), 'has no length', err=TypeError)
     with pytest.raises(ValueError): list(DataLoader([1], n_workers=1, context='thread'))
     with pytest.raises(IndexError): DataLoader([], n_workers=0).one_batch()
-    with pytest.raises(TypeError): DataLoader([1], n_workers=0).new(batch_size=3)
+    with pytest.raises(TypeError): DataLoader([1], n_workers=0).new(size=3)
+
+def test_pytorchs_names(pictures):
+    from scratchai.block import ImageDataLoaders
+    from scratchai.data import folder_dls
+    def how(dl): return dl.bs,dl.batch_size,dl.n_workers,dl.num_workers
+    dl = DataLoader(range(10), 2, n_workers=2, batch_size=4, num_workers=1) # they win
+    assert how(dl)==how(dl.new())==how(dl.new(batch_size=None, num_workers=None))==(4,4,1,1) and len(dl[0])==4
+    assert how(dl.new(bs=5, n_workers=0))==how(dl.new(batch_size=5, num_workers=0))==(5,5,0,0)
+    says(lambda: DataLoader([1], batch_size=0), '`bs`', 'at least 1', err=ValueError)
+    path = pictures(train_cat=3, train_dog=3, val_cat=3, val_dog=2)
+    for make in (folder_dls, ImageDataLoaders.from_folder):
+        dls = make(path, size=8, batch_size=2, num_workers=0, device='cpu')
+        assert [how(o) for o in dls]==[(2,2,0,0)]*2 and [len(y) for _,y in dls.valid]==[2,2,1] and dls.bs==2
+        assert [[how(o) for o in dls.new(**k)] for k in (dict(bs=3), dict(batch_size=3, num_workers=0))]==[[(3,3,0,0)]*2]*2
+    assert how(dls.test_dl(dls.valid_ds.items, batch_size=3))==(3,3,0,0)
+    dls = ImageDataLoaders.from_folder(path, batch_size=2, val_bs=3, num_workers=0, device='cpu')
+    assert [o.bs for o in dls]==[2,3]
 
 def test_batch_by_number():
     dl = DataLoader(range(10), 4, n_workers=2)
@@ -444,7 +461,14 @@ def test_bad_files(tmp_path):
 def test_sizes_that_differ(tmp_path):
     fns = jpegs(tmp_path/'pics', 3)
     Image.open(fns[2]).resize((20,30)).save(fns[2])
-    for n in (0,1): says(lambda: list(DataLoader(Dataset(fns, labels=[0]*3, size=None), 3, n_workers=n)), '(30, 20, 3)', '02.jpg', '(64, 64, 3)', '00.jpg')
+    for n in (0,1): says(lambda: list(DataLoader(Dataset(fns, labels=[0]*3, size=None), 3, n_workers=n)), '3 items do not make a batch: RuntimeError',
+        f'Sizes: item {fns[0]} has (64, 64, 3); item {fns[2]} has (30, 20, 3).')
+
+@pytest.mark.parametrize('items,sizes', [
+    ([dict(x=torch.ones(2,3), y=[np.ones(4),1])]*2+[dict(x=torch.ones(2,4), y=[np.ones(4),1])], 'item 0 has (2, 3) and (4,); item 2 has (2, 4) and (4,).'),
+    ([(torch.ones(2), torch.ones(2).shape, 0), (torch.ones(3), torch.ones(3).shape, 1)], 'item 0 has (2,); item 1 has (3,).'),
+    ([([1,2,3],0), ([1,2],1)], 'item 0 has 4 values; item 1 has 3 values.')])
+def test_sizes_of_nests(items, sizes): says(lambda: DataLoader(items, 3, n_workers=0).one_batch(), f'Sizes: {sizes}')
 
 def test_error_of_the_collate_function():
     says(lambda: list(DataLoader(range(4), 2, n_workers=1, collate_fn=lambda b: 1/0)), '2 items do not make a batch', 'ZeroDivisionError')
