@@ -49,18 +49,13 @@ def get_image_files(path, # A folder
     "The picture files in `path`, found by their suffixes"
     return get_files(path, image_extensions, recurse, folders)
 
-# %% ../nbs/01_files.ipynb #576f3e49
-def FileGetter(suf:str='', # Folder below the one that will be given
-    extensions=None, recurse:bool=True, folders:list|None=None, # As for `get_files`
-): # A function from a folder to the files below `suf` in it
-    "`get_files` with its arguments, waiting for a folder"
-    def _get(path): return get_files(Path(path)/suf, extensions, recurse, folders)
-    return _get
+# %% ../nbs/01_files.ipynb #aa50dc42
+def FileGetter(suf:str='', extensions=None, recurse:bool=True, folders:list|None=None): # As in `get_files`
+    "A function from a folder to the files in `suf` below it"
+    return lambda path: get_files(Path(path)/suf, extensions, recurse, folders)
 
-def ImageGetter(suf:str='', # Folder below the one that will be given
-    recurse:bool=True, folders:list|None=None, # As for `get_image_files`
-): # A function from a folder to the pictures below `suf` in it
-    "`get_image_files` with its arguments, waiting for a folder"
+def ImageGetter(suf:str='', recurse:bool=True, folders:list|None=None): # As in `get_image_files`
+    "A function from a folder to the pictures in `suf` below it"
     return FileGetter(suf, image_extensions, recurse, folders)
 
 # %% ../nbs/01_files.ipynb #e738b9d1
@@ -105,7 +100,7 @@ def open_image(
         res.load()
     return _ways[method](res, hw[::-1], resample) if hw else res
 
-# %% ../nbs/01_files.ipynb #81adf814
+# %% ../nbs/01_files.ipynb #847a4cb3
 def parent_label(o, # Path of a file
 )->str: # Name of the folder it is in
     "A file's label is the name of its folder"
@@ -113,12 +108,11 @@ def parent_label(o, # Path of a file
 
 class RegexLabeller:
     "Label a file by the first group of a regular expression"
-    def __init__(self,
-        pat:str, # A pattern with one group, searched in the file's path with `/` between its parts
+    def __init__(self, pat:str, # A pattern with one group, searched in the file's path with `/` between its parts
         match:bool=False, # Must it begin where the path begins?
     ):
         re.compile(pat) # a wrong one is an error here
-        store_attr()
+        store_attr() # `self.pat,self.match = pat,match`
     def __call__(self, o):
         res = (re.match if self.match else re.search)(self.pat, Path(o).as_posix())
         if not res: raise ValueError(f'The pattern {self.pat!r} finds no label in {o}.')
@@ -134,12 +128,10 @@ class FolderLabeller:
         if len(parts)<2: raise ValueError(f'{o} lies in no class folder: it is directly in {self.path}.')
         return parts[0]
 
-# %% ../nbs/01_files.ipynb #abb3134b
+# %% ../nbs/01_files.ipynb #aa10867b
 class GrandparentSplitter:
     "Split by the nearest folder above the label's that has one of the names"
-    def __init__(self,
-        train_name='train', # The folder, or list of folders, to train on
-        valid_name='valid', # The folder, or list of folders, to validate on
+    def __init__(self, train_name='train', valid_name='valid', # Folders, or lists of them, to train and to validate on
     ): self.names = L(train_name),L(valid_name)
     def __call__(self, items):
         known = {*self.names[0],*self.names[1]}
@@ -148,8 +140,7 @@ class GrandparentSplitter:
 
 class RandomSplitter:
     "Split at random, the same for the same `seed`"
-    def __init__(self,
-        valid_pct:float=0.2, # Share of the items that validate, 0 to 1
+    def __init__(self, valid_pct:float=0.2, # Share of the items that validate, 0 to 1
         seed:int|None=None, # `None`: drawn from PyTorch's generator
     ):
         if not 0<=valid_pct<=1: raise ValueError(f'`valid_pct` is a share from 0 to 1, not {valid_pct}.')
