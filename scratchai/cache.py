@@ -5,13 +5,10 @@
 # %% auto #0
 __all__ = ['Cache', 'Cached', 'CachedDataset', 'CachedTransforms']
 
-# %% ../nbs/32_cache.ipynb #21768869
+# %% ../nbs/32_cache.ipynb #c8b9abde
 import copyreg,errno,hashlib,math,mmap,os,shutil,tempfile,time,uuid,warnings,weakref
 from contextlib import suppress
-from multiprocessing.context import get_spawning_popen
-
-try: from multiprocessing.reduction import DupFd
-except ImportError: DupFd = None # Windows: there, a cache is for one process
+from multiprocessing import context,reduction
 
 import numpy as np,PIL,torch
 from fastcore.all import *
@@ -19,9 +16,10 @@ from torch import Tensor
 
 from .core import *
 from .files import *
+from .files import _hw
 from .loader import *
 from .types import *
-from .types import _class_of,_pick # what something is; an item of a list, or of a frame
+from .types import _class_of,_pick # what something is, as text; an item of a list, or of a frame
 
 # %% ../nbs/32_cache.ipynb #a34abaf8
 def _part(final, n):
@@ -50,7 +48,7 @@ def _new(part, n):
         has = f'The cache needs {n/1e6:,.2f} MB in {part.parent}, where {free/1e6:,.2f} MB are free'
         raise OSError(e.errno, f'{has} ({e.strerror}): name another folder, take a smaller `size`, or no cache') from e
 
-# %% ../nbs/32_cache.ipynb #c998479e
+# %% ../nbs/32_cache.ipynb #8d53a767
 class Cache:
     "Pictures in a file that processes share, and a byte for each: 0 missing, 1 there, 2 cannot be read"
     def __init__(self,
@@ -77,8 +75,9 @@ class Cache:
         weakref.finalize(self, os.close, fd)
     def __deepcopy__(self, memo): return self
     def __reduce__(self):
-        if get_spawning_popen() is None or DupFd is None: return type(None),()
-        return copyreg.__newobj__,(Cache,),{**vars(self), 'fd':DupFd(self.fd), **dict.fromkeys(('mm','x','state'))}
+        if context.get_spawning_popen() is None or not hasattr(reduction, 'DupFd'): return type(None),()
+        lost = dict.fromkeys(('mm','x','state'))
+        return copyreg.__newobj__,(Cache,),{**vars(self), 'fd':reduction.DupFd(self.fd), **lost}
     def __setstate__(self, state):
         vars(self).update(state)
         self._map(self.fd.detach())
@@ -108,7 +107,7 @@ class Cache:
             if not self.final.exists(): warnings.warn(f'The cache lasts for this run only: {e}')
         return True
 
-# %% ../nbs/32_cache.ipynb #bbcca489
+# %% ../nbs/32_cache.ipynb #ed175396
 class Cached:
     "What makes a data set decode each picture once; stands before a class that has `fns`, `decode`, `y`, `tfm`, `_how`"
     def begin_cache(self,
@@ -132,10 +131,11 @@ class Cached:
         res.update(self.stats)
         return res.hexdigest()
     def _fits(self): return self.cache is not None and self._how()==self.how # has nobody changed `size` since?
+    def _decode(self, i): return super().decode(i)
     def decode(self, i):
         i = range(len(self))[i]
-        if not self._fits(): return super().decode(i)
-        return self.cache.get(i, super().decode, lambda i: self._stat(i)==tuple(self.stats[i]))
+        if not self._fits(): return self._decode(i)
+        return self.cache.get(i, self._decode, lambda i: self._stat(i)==tuple(self.stats[i]))
     def cached_batch(self, idxs):
         "The items at `idxs`, all of them there"
         y = self.y[idxs].tolist() if isinstance(self.y, np.ndarray) else [self.y[i] for i in idxs]
@@ -145,7 +145,7 @@ class Cached:
     @property
     def __getitems__(self): return self.cached_batch if self.in_memory and (self.cache.state==1).all() else None
 
-# %% ../nbs/32_cache.ipynb #ece90e0e
+# %% ../nbs/32_cache.ipynb #f20ff544
 class CachedDataset(Cached, Dataset):
     "A `Dataset` that decodes each picture once"
     def __init__(self,
@@ -157,11 +157,10 @@ class CachedDataset(Cached, Dataset):
     ):
         super().__init__(fns, labels, size, **kwargs)
         if size is None: raise ValueError('A cache holds pictures of one size: say which `size`.')
-        self.begin_cache(cache, (*self._hw(),3))
-    def _hw(self): return tuple(self.size) if hasattr(self.size, '__len__') else (self.size,self.size)
-    def _how(self): return *map(str, self._hw()),self.method,repr(self.decoding)
+        self.begin_cache(cache, (*_hw(size),3))
+    def _how(self): return _hw(self.size),self.method,repr(self.decoding)
 
-# %% ../nbs/32_cache.ipynb #cc467e2a
+# %% ../nbs/32_cache.ipynb #38f97c73
 class CachedTransforms(Cached):
     "Makes a data set whose items are transformed decode each picture once; stands before a class like `TfmdItems`"
     fns=tfm = None # what `Cached` asks for; nothing happens to a picture behind the cache
@@ -172,26 +171,21 @@ class CachedTransforms(Cached):
         bad = self.after_item.fs.filter(lambda f: type(self.after_item)(f).draws(ds.split_idx))
         if bad: raise ValueError(f'`cache=` keeps what the item transforms give, but {bad[0]} draws anew in every '
             "epoch. Take a `Resize` with method='squish' and crop on the batch.")
-        item = self._made(0)
+        item = super().__getitem__(0)
         if not isinstance(item[0], TensorImage) or any(isinstance(o, (TensorImageBase,TensorPoint)) for o in item[1:]):
             raise ValueError(f'`cache=` keeps one picture an item, and its labels, not a {_class_of(item)}.')
         self.cls,self.y = type(item[0]),list(zip(*ds.tls[1:]))
-        self._find_files(list(ds.tls[0].tfms))
+        self._find_files(ds.items, list(ds.tls[0].tfms))
         self.begin_cache(cache, item[0].permute(1,2,0).shape)
-    def _made(self, i): return super().__getitem__(i)
-    def _find_files(self, fs):
+    def _find_files(self, items, fs):
         "The file of each picture is the last path among an item and what the steps make of it"
-        made = [_pick(self.ds.items, 0)]
+        made = [_pick(items, 0)]
         for f in fs: made.append(f(made[-1]))
-        paths = [i for i,o in enumerate(made) if isinstance(o, (str,Path))]
-        if not paths: raise ValueError('`cache=` is for pictures from files, and none of the steps has a path.')
-        n = paths[-1]
-        self.fns = [compose(*fs[:n])(_pick(self.ds.items, i)) for i in range(len(self))] if n else self.ds.items
-        self.opening = fs[n:]
+        n = last(i for i,o in enumerate(made) if isinstance(o, (str,Path)))
+        if n is None: raise ValueError('`cache=` is for pictures from files, and none of the steps has a path.')
+        self.fns,self.opening = [compose(*fs[:n])(_pick(items, i)) for i in range(len(self))] if n else items,fs[n:]
     def _how(self): return self.cls.__name__,str(self.opening),str(self.after_item)
-    def decode(self, i):
-        keep = lambda i: self._stat(i)==tuple(self.stats[i])
-        return self.cache.get(range(len(self))[i], lambda i: self._made(i)[0].permute(1,2,0).as_subclass(Tensor), keep)
+    def _decode(self, i): return super().__getitem__(i)[0].permute(1,2,0).as_subclass(Tensor)
     def __getitem__(self, i): return self.decode(i).permute(2,0,1).as_subclass(self.cls),*self.y[i]
     def cached_batch(self, idxs):
         x,*rest = self.cache.x.index_select(0, torch.tensor(idxs)).permute(0,3,1,2).unbind()

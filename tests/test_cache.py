@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import numpy as np,pytest,torch
 from conftest import gone
+from fastcore.all import first
 from PIL import Image
 
 from scratchai.cache import *
@@ -162,6 +163,16 @@ def test_copies(fns):
     again = pickle.loads(pickle.dumps(ds))
     assert again.cache is None and torch.equal(again[3][0], ds[3][0]) and not again.in_memory
     assert copy.deepcopy(ds).cache is ds.cache
+
+def test_copies_of_transformed_items(fns):
+    "A pickle, of an exported model for instance, has no cache, and decodes; so does an item whose transforms were changed since"
+    from scratchai.block import ImageDataLoaders
+    ds = ImageDataLoaders.from_path_func(fns[0].parent, fns, parent_label, seed=1, size=32, bs=4, cache='memory', num_workers=0, device='cpu').train.ds
+    again = pickle.loads(pickle.dumps(ds))
+    assert again.cache is None and torch.equal(again[3][0], ds[3][0]) and again[-1][1]==ds[-1][1] and not again.in_memory
+    first(ds.after_item.fs, lambda f: hasattr(f, 'size')).size = (8,8)
+    assert ds[3][0].shape==(3,8,8) and not ds.in_memory
+    with pytest.raises(IndexError): ds[len(ds)]
 
 class Grey:
     "A data set of another kind: a list of paths, one channel, targets in a list"
