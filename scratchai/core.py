@@ -123,10 +123,8 @@ def tensor(
     res = torch.as_tensor(x, **kwargs)
     return res.requires_grad_() if requires_grad else res
 
-# %% ../nbs/00_core.ipynb #8bc2aba2
-def flatten_check(
-    inp:Tensor, # Any shape
-    targ:Tensor, # Any shape of as many numbers
+# %% ../nbs/00_core.ipynb #a9d4792c
+def flatten_check(inp:Tensor, targ:Tensor, # Any shape; any shape of as many numbers
 )->tuple: # Both, flat
     "Flatten two tensors that must hold equally many numbers"
     if inp.numel()==targ.numel(): return inp.reshape(-1),targ.reshape(-1)

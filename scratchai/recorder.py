@@ -18,40 +18,37 @@ from .core import *
 from .learner import *
 from .safety import *
 
-# %% ../nbs/09_recorder.ipynb #851201bc
+# %% ../nbs/09_recorder.ipynb #df0e6c2f
 class Metric:
     "A number to report: `reset`, then `accumulate` batch by batch, then `value`"
     shared = False
     def reset(self): pass
-    def forget(self): pass # After a fit, when the values were taken: let go of what is large
-    def accumulate(self,
-        learn, # Has `pred`, `yb`, `loss`
-    ): pass
+    def accumulate(self, learn): pass # Has the batch's `pred`, `yb` and `loss`
+    def forget(self): pass # After a fit: let go of what is large
     value = property(lambda self: None, doc="The number, or `None` if there was no batch")
     name = property(lambda self: class2attr(self, 'Metric'), doc="The heading of its column")
 
-# %% ../nbs/09_recorder.ipynb #cb7041f8
+# %% ../nbs/09_recorder.ipynb #f2b72643
 def _name(f): return getattr(getattr(f, 'func', f), '__name__', None) or class2attr(f, '')
 
 class AvgMetric(Metric):
     "The mean of `func` over all items"
-    def __init__(self,
-        func, # `f(pred, *yb)`, the mean over a batch
-    ): self.func = func
+    def __init__(self, func): self.func = func # `f(pred, *yb)`, the mean over a batch
     def reset(self): self.total,self.count = 0.,0
-    def accumulate(self, learn): self._add(self.func(learn.pred, *learn.yb), find_bs(learn.yb or learn.xb))
-    def _add(self, v, n):
+    def of_batch(self, learn): return self.func(learn.pred, *learn.yb)
+    def accumulate(self, learn):
+        v,n = self.of_batch(learn),find_bs(learn.yb or learn.xb)
         if isinstance(v, Tensor): v = v.detach() if v.dtype==torch.float64 else v.detach().float()
         self.total,self.count = self.total+v*n,self.count+n
     value = property(lambda self: self.total/self.count if self.count else None)
     name = property(lambda self: _name(self.func))
 
-# %% ../nbs/09_recorder.ipynb #a173396d
+# %% ../nbs/09_recorder.ipynb #c059f76c
 class AvgLoss(AvgMetric):
     "The mean of the loss over all items"
     name = 'loss'
     def __init__(self): pass
-    def accumulate(self, learn): self._add(learn.loss.mean(), find_bs(learn.yb or learn.xb))
+    def of_batch(self, learn): return learn.loss.mean()
 
 class ValueMetric(Metric):
     "A number that is there already"
@@ -62,9 +59,8 @@ class ValueMetric(Metric):
     value = property(lambda self: self.func())
     name = property(lambda self: self.metric_name or _name(self.func))
 
-# %% ../nbs/09_recorder.ipynb #11155e93
-def mk_metric(
-    m, # A `Metric`, a class of them, a function `f(pred, *yb)`, or a function that returns a `Metric` and says so
+# %% ../nbs/09_recorder.ipynb #b5b1430a
+def mk_metric(m, # A `Metric`, a class of them, a function `f(pred, *yb)`, or one that returns a `Metric` and says so
 )->Metric:
     "A `Metric` from whatever was given as one"
     makes = getattr(m, '__annotations__', {}).get('return')
@@ -78,7 +74,7 @@ def mk_metric(
 
 Learner.metrics = property(lambda self: self._metrics, lambda self,v: setattr(self, '_metrics', L(v).map(mk_metric)))
 
-# %% ../nbs/09_recorder.ipynb #58232b0c
+# %% ../nbs/09_recorder.ipynb #6ae90a9c
 def _numbers(vals):
     "Python numbers for tensors and numbers, in one transfer"
     ts = [o.detach() for o in vals if isinstance(o, Tensor)]
@@ -89,47 +85,44 @@ def _numbers(vals):
 class AvgSmoothLoss(Metric):
     "Debiased moving average of the losses, computed when it is asked for"
     name = 'smooth_loss'
-    def __init__(self,
-        beta:float=0.98, # Weight of the past
-    ):
+    def __init__(self, beta:float=0.98): # Weight of the past
         self.beta = beta
         self.reset()
-    def reset(self): self.count,self.avg,self.values,self.waiting = 0,0.,[],[]
+    def reset(self): self.avg,self.values,self.waiting = 0.,[],[]
     def accumulate(self, learn): self.waiting.append(learn.loss)
     def take(self, nums:list): # The losses that have waited, as numbers
         "Move the average on"
         self.waiting = []
         for o in nums:
-            self.count,self.avg = self.count+1,self.beta*self.avg + (1-self.beta)*o
-            self.values.append(self.avg/(1-self.beta**self.count))
+            self.avg = self.beta*self.avg + (1-self.beta)*o
+            self.values.append(self.avg/(1-self.beta**(len(self.values)+1)))
     @property
     def value(self):
         if self.waiting: self.take(_numbers(self.waiting))
         return self.values[-1] if self.values else None
 
-# %% ../nbs/09_recorder.ipynb #ac2d9283
+# %% ../nbs/09_recorder.ipynb #4e02adc6
 def _one_number(m):
     v = m.value
     if (v.numel() if isinstance(v, Tensor) else getattr(v, 'size', 1))==1: return v
     raise ValueError(f'The metric `{m.name}` has the shape {tuple(v.shape)}, and should be one number.')
 
-def format_time(
-    t:float, # Seconds
-)->str: # `mm:ss`, or `h:mm:ss`
-    "Seconds as a clock shows them"
-    h,m,s = int(t)//3600,int(t)//60%60,int(t)%60
-    return f'{h}:{m:02d}:{s:02d}' if h else f'{m:02d}:{s:02d}'
-
-# %% ../nbs/09_recorder.ipynb #08b6e376
 def _unique(names, taken):
     "`names`, with a number after those that are `taken` or come again"
     res = []
     for n in names: res.append(first(o for o in [n, *(f'{n}_{i}' for i in range(2, 99))] if o not in (*taken, *res)))
     return res
 
+def format_time(t:float, # Seconds
+)->str: # `mm:ss`, or `h:mm:ss`
+    "Seconds as a clock shows them"
+    h,m,s = int(t)//3600,int(t)//60%60,int(t)%60
+    return f'{h}:{m:02d}:{s:02d}' if h else f'{m:02d}:{s:02d}'
+
+# %% ../nbs/09_recorder.ipynb #21707529
 class Recorder(Callback):
     "Keeps the losses and rates of a fit's batches, and a row for each epoch"
-    order,began,row,seen,start,of_fit = 50,False,None,0,0.,True
+    order,of_fit = 50,True # `of_fit`: the record is no part of a file of weights
     def __init__(self,
         add_time:bool=True, # A column for the time of the epoch?
         train_metrics:bool=False, # Metrics on the training set?
@@ -141,7 +134,7 @@ class Recorder(Callback):
         self._reset()
     def _reset(self):
         self.smooth.reset()
-        self.lrs,self.group_lrs,self.iters,self.values,self.metric_names,self.hps = [],[],[],L(),L(),{}
+        self.group_lrs,self.iters,self.rows,self.metric_names,self.hps = [],[],[],L(),{}
     def before_fit(self):
         if sum(isinstance(o, Recorder) for o in self.learn.cbs)>1:
             raise ValueError('There are two `Recorder`s; remove the default one first: `learn.remove_cb(Recorder)`.')
@@ -150,65 +143,65 @@ class Recorder(Callback):
         if self.fitting: self.metric_names = L('epoch', *self.row) + ['time']*self.add_time
     def _new_row(self):
         "A row without values: training loss, training metrics, validation loss, validation metrics"
-        mets,both = self.metrics.attrgot('name'),self.train_metrics and self.valid_metrics and self.fitting
-        train = mets.map('train_{}'.format) if both else mets if self.train_metrics and self.fitting else []
-        valid = (mets.map('valid_{}'.format) if both else mets) if self.valid_metrics else []
-        names = _unique([*train, *valid], ('epoch','train_loss','valid_loss','time'))
+        names,train,valid = self.metrics.attrgot('name'),L(),L()
+        if self.train_metrics and self.fitting: train = names
+        if self.valid_metrics: valid = names
+        if train and valid: train,valid = names.map('train_{}'.format),names.map('valid_{}'.format)
+        names = _unique(train+valid, ('epoch','train_loss','valid_loss','time'))
         self.names = names[:len(train)],['valid_loss']*self.valid_metrics + names[len(train):]
         self.row = dict.fromkeys(['train_loss']*self.fitting + self.names[0] + self.names[1])
-        self.start,self.seen,self.began = time.time(),self.smooth.count,False
-    def before_train(self):
-        L(self.avg, *self.metrics).map(Self.reset())
-        self.began = True
-    before_validate = before_train
+        self.active,self.start = {},time.time()
+    def before_train(self): self._begin(self.names[0], self.metrics)
+    def before_validate(self): self._begin(self.names[1], L(self.avg, *self.metrics))
+    def _begin(self, names, metrics):
+        metrics.map(Self.reset())
+        self.active = dict(zip(names, metrics))
     def after_batch(self):
         learn = self.learn
         if learn.loss is None: return # cancelled before there was one
         if learn.training:
             self.smooth.accumulate(learn)
             self.group_lrs.append([o['lr'] for o in learn.opt.hypers])
-            self.lrs.append(self.group_lrs[-1][-1])
-        elif self.valid_metrics: self.avg.accumulate(learn)
-        wanted = self.train_metrics if learn.training else self.valid_metrics
-        for m in learn.metrics if wanted else (): m.accumulate(learn)
-    def after_train(self): self._fill(self.names[0], self.metrics)
-    def after_validate(self): self._fill(self.names[1], [self.avg, *self.metrics])
-    def _fill(self, names, metrics):
-        if self.began: self.row.update((n, _one_number(m)) for n,m in zip(names, metrics))
-        self.began = False
+        for m in self.active.values(): m.accumulate(learn)
+    def after_train(self):
+        self.row.update((n, _one_number(m)) for n,m in self.active.items())
+        self.active = {}
+    after_validate = after_train
     def after_epoch(self):
         n,secs = len(self.smooth.waiting),time.time()-self.start
         nums = _numbers([*self.smooth.waiting, *self.row.values()]) # the only transfer of an epoch
         self.smooth.take(nums[:n])
         row = dict(zip(self.row, nums[n:]))
-        if self.fitting: row['train_loss'] = self.smooth.value if self.smooth.count>self.seen else None
+        if self.fitting:
+            if len(self.losses)>sum(self.iters[-1:]): row['train_loss'] = self.losses[-1]
+            self.iters.append(len(self.losses))
+            self.rows.append(dict(epoch=self.epoch, **row, time=secs))
+            self.history.append(self.rows[-1])
         self.learn.final_record = L(row.values())
-        if self.fitting: self._keep(dict(epoch=self.epoch, **row, time=secs))
         self.logger(L(self.epoch) + self.final_record + [format_time(secs)]*self.add_time)
         self._new_row()
-    def _keep(self, row):
-        self.values.append(self.final_record)
-        self.iters.append(self.smooth.count)
-        self.history.append(row)
     def cleanup_fit(self):
         self.smooth.value
         self.metrics.map(Self.forget())
-    def state_dict(self)->dict:
-        "The record so far, for a fit that goes on in another process"
-        lists = dict(losses=self.losses, lrs=self.lrs, group_lrs=self.group_lrs)
-        lists,hps = [{k: torch.tensor(v, dtype=torch.float64) for k,v in o.items()} for o in (lists,self.hps)]
-        return dict(lists, hps=hps, avg=self.smooth.avg, iters=self.iters, values=[list(o) for o in self.values],
-            seen=self.seen, secs=time.time()-self.start)
-    def load_state_dict(self, state:dict): # From `state_dict`, when a fit has begun
-        losses,self.lrs,self.group_lrs = [state[k].tolist() for k in ('losses','lrs','group_lrs')]
-        vars(self.smooth).update(count=len(losses), avg=state['avg'], values=losses, waiting=[])
-        self.iters,self.values,self.seen = list(state['iters']),L(state['values']).map(L),state['seen']
-        self.start,self.learn.final_record = time.time()-state['secs'],self.values[-1] if self.values else None
-        for k,v in state['hps'].items(): self.hps.setdefault(k, [])[:] = v.tolist()
     @property
     def losses(self): # Smoothed loss of each training batch of the last fit
         self.smooth.value
         return self.smooth.values
+    lrs = property(lambda self: [o[-1] for o in self.group_lrs], doc="Rate of each batch; the last group's")
+    @property
+    def values(self): # For each epoch of the last fit: losses and metrics
+        return L(self.rows).map(lambda o: L(v for k,v in o.items() if k not in ('epoch','time')))
+    def state_dict(self)->dict:
+        "The record so far, for a fit that goes on in another process"
+        nums = lambda d: {k: torch.tensor(v, dtype=torch.float64) for k,v in d.items()}
+        return dict(nums(dict(losses=self.losses, group_lrs=self.group_lrs)), hps=nums(self.hps), avg=self.smooth.avg,
+            iters=self.iters, secs=time.time()-self.start)
+    def load_state_dict(self, state:dict): # From `state_dict`, when a fit has begun and has its `history` back
+        vars(self.smooth).update(avg=state['avg'], values=state['losses'].tolist(), waiting=[])
+        self.group_lrs,self.iters = state['group_lrs'].tolist(),list(state['iters'])
+        for k,v in state['hps'].items(): self.hps.setdefault(k, [])[:] = v.tolist()
+        self.rows = self.history[len(self.history)-len(self.iters):]
+        self.start,self.learn.final_record = time.time()-state['secs'],self.values[-1] if self.rows else None
     def plot_loss(self,
         skip_start:int=5, # Leave out this many batches at the start
         with_valid:bool=True, # Draw the validation losses too?
@@ -220,20 +213,16 @@ class Recorder(Callback):
         ax = ax or subplots(figsize=(4.5,2.8))[1][0]
         ax.plot(range(skip_start+1, len(self.losses)+1), self.losses[skip_start:], label='train')
         for x in self.iters if show_epochs else []: ax.axvline(x, color='grey', ls=':')
-        rows = self.history[len(self.history)-len(self.iters):] if with_valid else []
-        pts = [(x, r.get('valid_loss')) for x,r in zip(self.iters, rows) if x>skip_start]
+        pts = [(x, o.get('valid_loss')) for x,o in zip(self.iters, self.rows) if x>skip_start]
         pts = [o for o in pts if o[1] is not None]
-        if pts: ax.plot(*zip(*pts), label='valid', marker='o', ms=4)
+        if pts and with_valid: ax.plot(*zip(*pts), label='valid', marker='o', ms=4)
         if log: ax.set(xscale='log', yscale='log')
         ax.set(xlabel='batch', ylabel='loss', title='learning curve')
         ax.legend()
         return ax
 
-# %% ../nbs/09_recorder.ipynb #5510fd65
-@patch(as_prop=True)
-def smooth_loss(self:Learner): return self.recorder.smooth.value # Of the training batches so far
-@patch(as_prop=True)
-def lrs(self:Learner): return self.recorder.lrs # Learning rate of each training batch; the last group's
+Learner.smooth_loss = property(lambda self: self.recorder.smooth.value, doc="Of the training batches so far")
+Learner.lrs = property(lambda self: self.recorder.lrs, doc="Learning rate of each training batch; the last group's")
 
 # %% ../nbs/09_recorder.ipynb #21f1045e
 def _bars():
@@ -249,7 +238,7 @@ class _LossText:
     def __bool__(self): return self.learn.train_iter>0 and self.learn.smooth_loss is not None
     def __str__(self): return f'{self.learn.smooth_loss:.4f}'
 
-# %% ../nbs/09_recorder.ipynb #c95fb935
+# %% ../nbs/09_recorder.ipynb #c444ffb2
 class ProgressCallback(Callback):
     "A row for each epoch; bars, where there is a screen"
     order,mbar,pbar,kinds,old = 60,None,None,None,None
@@ -261,7 +250,7 @@ class ProgressCallback(Callback):
         self.learn.logger = self.write
         self.write(self.recorder.metric_names)
     def before_epoch(self):
-        if self.mbar and self.epoch: self.mbar.update(self.epoch)
+        if self.mbar: self.mbar.update(self.epoch)
     def before_train(self):
         if not self.kinds or not len(self.dl): return
         self.pbar = self.kinds[1](self.dl, parent=self.mbar, leave=False)

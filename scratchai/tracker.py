@@ -31,17 +31,19 @@ class TerminateOnNaNCallback(Callback):
         _say(self, f'Epoch {self.epoch}, batch {self.iter}: the loss is {self.loss.mean():.4g}, so training stops.')
         raise CancelFitException
 
-# %% ../nbs/20_tracker.ipynb #9365a220
+# %% ../nbs/20_tracker.ipynb #ddbdec94
 _down = 'loss|error|mse|msle|mae|mape|nll|perplexity|deviance|distance|divergence|brier'
 
 class _Fits(Callback):
     "Runs in a fit, not in a validation on its own or a search for a learning rate"
-    run_lr_find,of_fit = False,True # its state belongs to a fit, and not to the weights that are saved
+    run_lr_find,of_fit,kept = False,True,() # `of_fit`: what is kept does not go into a file of weights
     def __call__(self, event_name): super().__call__(event_name) if self.learn is None or self.fitting else None
+    def state_dict(self)->dict: return {k: getattr(self, k) for k in self.kept}
+    def load_state_dict(self, state:dict): vars(self).update(state)
 
 class TrackerCallback(_Fits):
     "Follows one number of the epochs' rows: `best` so far, and whether it is a `new_best`"
-    order,best,new_best,kept = 60,None,False,('best','new_best') # what is `kept` when a fit goes on elsewhere
+    order,best,new_best,kept = 60,None,False,('best','new_best')
     def __init__(self,
         monitor:str='valid_loss', # Heading of the number's column, or the metric
         comp=None, # `comp(new, old)`: is it better? `None`: smaller for losses and errors, else larger
@@ -60,8 +62,6 @@ class TrackerCallback(_Fits):
         v = self.history[-1][self.monitor]
         self.new_best = v is not None and bool(self.comp(v+self.delta, self.best))
         if self.new_best: self.best = v
-    def state_dict(self)->dict: return {k: getattr(self, k) for k in self.kept}
-    def load_state_dict(self, state:dict): vars(self).update(state)
 
 # %% ../nbs/20_tracker.ipynb #6304d6a8
 class PatientCallback(TrackerCallback):
@@ -87,7 +87,7 @@ class EarlyStoppingCallback(PatientCallback):
         _say(self, f'Epoch {self.epoch}: training stops, {self.wait} after the best {self.monitor}, {self.best:.6g}.')
         raise CancelFitException
 
-# %% ../nbs/20_tracker.ipynb #f61b8ebe
+# %% ../nbs/20_tracker.ipynb #06d1f345
 def _kind(opt): return type(getattr(opt, 'opt', opt)).__name__
 def _file(learn, name):
     file = learn.path/learn.model_dir/name
@@ -101,9 +101,8 @@ def save(self:Learner,
     "Save the model's weights and the optimizer's state, whole or not at all"
     file,weights = _file(self, file),self.model.state_dict()
     opt = dict(self.opt.state_dict(), by=_kind(self.opt)) if with_opt and self.opt else {}
-    mine = self.cbs.filter(lambda o: hasattr(type(o), 'state_dict') and not getattr(type(o), 'of_fit', False))
-    cbs = {o.name: o.state_dict() for o in mine}
-    if opt and cbs: opt['cbs'] = cbs
+    cbs = self.cbs.filter(lambda o: hasattr(type(o), 'state_dict') and not getattr(type(o), 'of_fit', False))
+    if opt: opt['cbs'] = {o.name: o.state_dict() for o in cbs}
     sd = dict(model=weights, opt=opt) if opt else weights
     if file.suffix=='.pth': return write_whole(file, partial(torch.save, sd))
     state = opt.get('state', {})
@@ -154,10 +153,11 @@ def load(self:Learner,
     self.model.load_state_dict(weights, strict=strict)
     return self
 
-# %% ../nbs/20_tracker.ipynb #21206c9f
+# %% ../nbs/20_tracker.ipynb #f79f409b
 class SaveModelCallback(TrackerCallback):
     "Save the model when the number improves and load the best at the end, or save every few epochs"
-    order,last_saved_path = TrackerCallback.order+1,None
+    order,saved,kept = TrackerCallback.order+1,None,(*TrackerCallback.kept,'saved')
+    last_saved_path = property(lambda self: self.saved and Path(self.saved), doc="The last file, or `None`")
     def __init__(self, monitor:str='valid_loss', comp=None, min_delta:float=0., # As in `TrackerCallback`
         fname:str='model', # Name for `learn.save`; with `every_epoch`, the epoch is added
         every_epoch:int|bool=False, # Save after every so many epochs, whatever the number
@@ -179,13 +179,7 @@ class SaveModelCallback(TrackerCallback):
         self.learn.load(self.fname, with_opt=self.with_opt)
     def _save(self, n=''):
         name = re.sub(r'(\.pth|\.safetensors|)$', rf'{n}\1', str(self.fname), count=1)
-        self.last_saved_path = self.learn.save(name, with_opt=self.with_opt)
-    def state_dict(self):
-        path = self.last_saved_path
-        return {**super().state_dict(), 'last_saved_path':path and str(path)}
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
-        self.last_saved_path = self.last_saved_path and Path(self.last_saved_path)
+        self.saved = str(self.learn.save(name, with_opt=self.with_opt))
 
 # %% ../nbs/20_tracker.ipynb #20d8127d
 class ReduceLROnPlateau(PatientCallback):
@@ -209,28 +203,26 @@ class ReduceLROnPlateau(PatientCallback):
         elif new: _say(self, f'Epoch {self.epoch}: {self.monitor} is no better, so the learning rate is {new[-1]:.3g}.')
     def cleanup_fit(self): self.new = None
 
-# %% ../nbs/20_tracker.ipynb #5b1ee072
+# %% ../nbs/20_tracker.ipynb #91711926
 class CSVLogger(_Fits):
     "Write the epochs' rows as a table to `learn.path/fname`"
-    order = 60
+    order,kept = 60,('rows',)
     def __init__(self,
         fname:str|Path='history.csv', # Below the learner's path
         append:bool=False, # Go on with an earlier table, instead of beginning anew?
     ): store_attr()
     def before_fit(self):
         self.file,names = self.path/self.fname,list(self.recorder.metric_names)
-        self.rows = (self._rows() if self.append and self.file.exists() else []) or [names]
-        if self.rows[0]!=names: raise ValueError(f'{self.file} has the columns {self.rows[0]}, and not {names}.')
-        write_whole(self.file, self._write)
-    def after_epoch(self):
-        self.rows.append([self.history[-1][k] for k in self.rows[0]])
-        write_whole(self.file, self._write)
-    def state_dict(self)->dict: return dict(rows=self.rows)
-    def load_state_dict(self, state:dict):
-        self.rows = list(state['rows'])
-        write_whole(self.file, self._write)
-    def _write(self, file):
-        with open(file, 'w', newline='', encoding='utf8') as f: csv.writer(f).writerows(self.rows)
+        rows = (self._rows() if self.append and self.file.exists() else []) or [names]
+        if rows[0]!=names: raise ValueError(f'{self.file} has the columns {rows[0]}, and not {names}.')
+        self._put(rows)
+    def after_epoch(self): self._put([*self.rows, [self.history[-1][k] for k in self.rows[0]]])
+    def load_state_dict(self, state:dict): self._put(state['rows'])
+    def _put(self, rows):
+        def _write(file):
+            with open(file, 'w', newline='', encoding='utf8') as f: csv.writer(f).writerows(rows)
+        self.rows = rows
+        write_whole(self.file, _write)
     def _rows(self):
         with self.file.open(newline='', encoding='utf8') as f: return list(csv.reader(f))
     def read_log(self)->L: # A dict for each epoch; numbers where there are numbers
@@ -257,10 +249,10 @@ class ShowGraphCallback(_Fits):
         else: self.shown = display(self.fig, display_id=True)
     def cleanup_fit(self): plt.close(self.fig)
 
-# %% ../nbs/20_tracker.ipynb #b0053430
+# %% ../nbs/20_tracker.ipynb #bcd5dbb0
 class TensorBoardCallback(_Fits):
     "Write losses, hyper-parameters, metrics and pictures with their predictions as TensorBoard's event files"
-    order,writer,step,sent = 55,None,0,0
+    order,writer,step,sent,kept = 55,None,0,0,('step','sent')
     def __init__(self,
         log_dir:str|Path|None=None, # Folder of this run; `None`: `runs/<time>_<host>` in the current folder
         every:int=50, # Batches between writes
@@ -276,8 +268,6 @@ class TensorBoardCallback(_Fits):
     def after_epoch(self):
         self._send({k:v for k,v in self.history[-1].items() if k not in ('epoch','train_loss')})
         if self.log_preds and not self.training and self.pred is not None: self._draw(self.x, self.y, self.pred)
-    def state_dict(self)->dict: return dict(step=self.step, sent=self.sent)
-    def load_state_dict(self, state:dict): vars(self).update(state)
     def _send(self, row):
         "Write the losses since the last time, the hyper-parameters and `row`"
         losses = self.recorder.losses[self.sent:]

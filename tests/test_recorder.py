@@ -60,6 +60,25 @@ def test_columns():
     assert learn.recorder.metric_names == ['epoch','train_loss','mse','time'] == list(learn.history[0])
     assert (format_time(65), format_time(3700)) == ('01:05', '1:01:40')
 
+def test_a_row_weighs_items_and_not_batches():
+    pts = synth_dls(n_trn=1, n_val=1, bs=9)
+    x,y = pts.valid[0]
+    learn = with_recorder(Recorder(train_metrics=True), data=NS(train=pts.train, valid=[(x[:8],y[:8]), (x[8:],y[8:])]), metrics=mse)
+    learn.fit(1)
+    row,want = learn.history[0],mse(learn.model(x), y).item()
+    assert [row['valid_loss'],row['valid_mse']] == pytest.approx([want]*2, rel=1e-4) and row['train_mse'] == pytest.approx(row['train_loss'], rel=1e-4)
+
+def test_metrics_of_a_half_that_is_not_wanted_are_emptied():
+    "The predictions of the last validation do not stay in memory while the next epoch trains"
+    class Keeps(Metric):
+        def reset(self): self.preds = []
+        def accumulate(self, learn): self.preds.append(learn.pred)
+        value = property(lambda self: float(len(self.preds)))
+    seen = []
+    learn = quiet(metrics=Keeps())
+    learn.fit(2, cbs=Callback(after_train=lambda self: seen.append(len(self.metrics[0].preds))))
+    assert seen == [0,0] and [o['keeps'] for o in learn.history] == [2.,2.]
+
 def test_names_that_come_twice():
     names = 'f1','f1','time','epoch','valid_loss','f1'
     learn = quiet(metrics=[ValueMetric(partial(int, i), n) for i,n in enumerate(names)])
@@ -98,6 +117,12 @@ def test_what_was_cut_short_has_no_number():
     learn = with_recorder(Recorder(train_metrics=True), metrics=mse, cbs=SkipValid)
     learn.fit(1)
     assert [o is None for o in learn.recorder.values[0]] == [False,False,True,True]
+
+def test_the_record_outlives_the_fit_of_a_passing_recorder():
+    learn = synth_learner(default_cbs=False, cbs=TrainEvalCallback)
+    learn.logger = noop
+    learn.fit(2, cbs=(rec := Recorder()))
+    assert rec.learn is None and len(rec.values) == len(rec.rows) == 2 and rec.lrs == [1e-3]*20 and len(rec.plot_loss().lines) == 2
 
 def test_history_is_kept_and_the_recorder_begins_anew():
     learn = quiet(metrics=mse)

@@ -1,5 +1,5 @@
 "Callbacks that watch a number, and files of weights: scratchai.tracker"
-import math,operator,os,re,sys,warnings
+import json,math,operator,os,re,sys,warnings
 from unittest.mock import patch as mock_patch
 
 import matplotlib.pyplot as plt,numpy as np,pytest,torch
@@ -265,6 +265,18 @@ class Slopes(Callback):
 def test_the_best_is_loaded_at_the_end(scripted, tmp_path, vals, kwargs, best):
     learn = run(scripted(*vals), len(vals), [slopes := Slopes(), save := SaveModelCallback('score', **kwargs)])
     assert learn.model.a.item()==slopes.seen[best] and save.last_saved_path.name==kwargs.get('fname', 'model.safetensors')
+
+def test_what_trackers_keep_is_plain(scripted):
+    "So that a checkpoint can hold it, and another process can take it up"
+    cbs = [SaveModelCallback('score'), EarlyStoppingCallback('score', patience=9), ReduceLROnPlateau('score', patience=9), CSVLogger()]
+    run(scripted(1., 3., 2.), 3, cbs)
+    for old,new in zip(cbs[:3], (SaveModelCallback('score'), EarlyStoppingCallback('score'), ReduceLROnPlateau('score'))):
+        new.load_state_dict(json.loads(json.dumps(old.state_dict())))
+        assert (new.best, new.new_best)==(3.,False) and getattr(new, 'wait', 1)==1
+    assert new.state_dict()==old.state_dict() and SaveModelCallback().last_saved_path is None
+    (save := SaveModelCallback('score')).load_state_dict(cbs[0].state_dict())
+    assert save.last_saved_path==cbs[0].last_saved_path and save.last_saved_path.exists()
+    assert json.loads(json.dumps(cbs[3].state_dict()))['rows'][0][0]=='epoch'
 
 def test_best_after_an_early_stop_and_an_error(scripted):
     cbs = [slopes := Slopes(), SaveModelCallback('score'), EarlyStoppingCallback('score', patience=2)]
