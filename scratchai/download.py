@@ -19,15 +19,13 @@ from fastcore.all import *
 
 from .core import *
 
-# %% ../nbs/31_download.ipynb #92007f17
+# %% ../nbs/31_download.ipynb #dec37193
 class URLs:
     "Addresses of archives; `known` gives the size in bytes and the digest of each, `None` if not published"
     known = {}
     @classmethod
-    def add(cls,
-        at:str, # Address of a folder, with a `/` at its end
-        rows:str, # Name, file, bytes and digest of each archive, the last two if known, with `;` between archives
-    ):
+    def add(cls, at:str, # Address of a folder, with a `/` at its end
+        rows:str): # Name, file, bytes and digest of each archive, the last two if known, with `;` between archives
         "Add archives that lie in one folder"
         for name,file,*known in map(str.split, rows.split(';')):
             setattr(cls, name, at+file)
@@ -157,18 +155,16 @@ def _places(url, dest, archives, data):
     s = file.stat() if file.exists() else None
     return file,folder,f'{file.absolute()} of {s.st_size} bytes, changed at {s.st_mtime}' if s else ''
 
-# %% ../nbs/31_download.ipynb #c4d3d349
+# %% ../nbs/31_download.ipynb #e1587298
 def untar_data(
     url:str, # Of a `tar` (compressed or not) or `zip` archive: `http(s)://`, `file://`, or a path
-    archive=None, # Folder for archives; `None`: `archives`
-    data=None, # Folder for what they hold; `None`: `data`
+    archive=None, data=None, # Folders for archives, and for what they hold; `None`: `archives` and `data`
     force_download:bool=False, # Make the folder anew? The one that is there gets another name
     base=None, # Folder that the two are in; `None`: `cache_dir()`
     dest=None, # The folder to make; `None`: in `data`, named after the archive
     digest:str|None=None, # 'sha256:…' or 'md5:…', in hexadecimal digits; `None`: from `URLs.known`
     size:int|None=None, # Bytes of the archive; `None`: from `URLs.known`
-    timeout:float=30, # Seconds without a byte until the connection counts as cut
-    progress:bool=True, # Show a bar while downloading?
+    timeout:float=30, progress:bool=True, # Seconds without a byte until the connection counts as cut; show a bar?
 )->Path: # The folder; one that is alone at the archive's top is not repeated in it
     "Download, check and unpack an archive, once; the folder is there whole or not at all"
     base,known = Path(base or cache_dir()).expanduser(),URLs.known.get(url, (None,None))
@@ -192,12 +188,11 @@ def untar_data(
         if fetch: file.unlink()
     return folder
 
-# %% ../nbs/31_download.ipynb #e68fc3bf
+# %% ../nbs/31_download.ipynb #8b2289f4
 def download_url(
     url:str, # `http(s)://` or `file://`
     dest=None, # The file to write, which is replaced if it is there, or a folder for it; `None`: the current folder
-    timeout:float=30, # Seconds without a byte until the connection counts as cut
-    show_progress:bool=True, # Show a bar?
+    timeout:float=30, show_progress:bool=True, # As in `untar_data`
 )->Path: # The file
     "Download one file; it is there whole or not at all"
     dest = Path(dest or '.')
