@@ -7,8 +7,8 @@ __all__ = ['registry', 'default_device', 'apply', 'to_device', 'to_cpu', 'to_np'
            'no_random', 'tensor', 'flatten_check', 'subplots', 'show_image', 'show_titled_image', 'show_images',
            'cache_dir', 'write_whole', 'register']
 
-# %% ../nbs/00_core.ipynb #c4716558
-import os,random,secrets,sys
+# %% ../nbs/00_core.ipynb #f8b6577c
+import os,random,shutil,sys,tempfile
 from collections import UserDict,UserList,deque
 from contextlib import contextmanager
 from copy import copy
@@ -189,7 +189,7 @@ def show_images(
     for im,t,ax in zip(ims, ifnone(titles, [None]*len(ims)), axs): show_image(im, ax=ax, title=t, **kwargs)
     return axs
 
-# %% ../nbs/00_core.ipynb #e34cdda2
+# %% ../nbs/00_core.ipynb #7cfd020e
 def cache_dir(*parts:str, # Folders below it
 )->Path: # Not created here
     "The folder for downloads and built-in data: `$SCRATCHAI_HOME`, or the platform's cache folder"
@@ -198,12 +198,13 @@ def cache_dir(*parts:str, # Folders below it
     return Path(os.environ.get('SCRATCHAI_HOME') or f'{base}/scratchai').expanduser().joinpath(*parts)
 
 def write_whole(path, # The file to write; its folder is made
-    write, # Called with the name of a temporary file beside it, of the same suffix
+    write, # Called with the path to write to: the same name, in a hidden folder beside it
 )->Path: # `path`
     "Write a file that is there whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.stem}-{secrets.token_hex(4)}.part{path.suffix}')
+    folder = Path(tempfile.mkdtemp('.part', f'.{path.name}-', path.parent))
+    part = folder/path.name
     try:
         part.touch()
         mode = part.stat().st_mode # as for any new file; some writers make theirs for one user only
@@ -212,7 +213,10 @@ def write_whole(path, # The file to write; its folder is made
         with open(part, 'r+b') as f: os.fsync(f.fileno())
         os.replace(part, path)
     except SafetensorError as e: raise OSError(f'{path} could not be written: {e}') from e # a full disk, say
-    finally: part.unlink(missing_ok=True)
+    except OSError as e:
+        if e.errno and not e.filename: e.filename = str(path) # for the message
+        raise
+    finally: shutil.rmtree(folder, ignore_errors=True)
     return path
 
 # %% ../nbs/00_core.ipynb #1fbbe45a

@@ -188,7 +188,7 @@ def untar_data(
         if fetch: file.unlink()
     return folder
 
-# %% ../nbs/31_download.ipynb #8b2289f4
+# %% ../nbs/31_download.ipynb #6a3f1410
 def download_url(
     url:str, # `http(s)://` or `file://`
     dest=None, # The file to write, which is replaced if it is there, or a folder for it; `None`: the current folder
@@ -198,7 +198,4 @@ def download_url(
     dest = Path(dest or '.')
     if dest.is_dir(): dest = dest/Path(unquote(urlsplit(url).path)).name
     if dest.is_dir(): raise ValueError(f'{url!r} does not end in the name of a file: name one in `dest`.')
-    def _save(part):
-        try: _download(url, part, timeout, show_progress)
-        finally: part.with_suffix('.tag').unlink(missing_ok=True)
-    return write_whole(dest, _save)
+    return write_whole(dest, lambda part: _download(url, part, timeout, show_progress))

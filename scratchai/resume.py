@@ -6,8 +6,8 @@
 __all__ = ['rng_state', 'set_rng_state', 'run_state', 'set_run_state', 'save_state', 'load_state', 'run_facts',
            'fact_differences', 'CheckpointCallback']
 
-# %% ../nbs/36_resume.ipynb #ff5a9b2b
-import json,math,random,re,warnings
+# %% ../nbs/36_resume.ipynb #9753b422
+import json,math,random,re,shutil,warnings
 from pathlib import Path
 
 import numpy as np,torch
@@ -122,7 +122,7 @@ def fact_differences(here:dict, there:dict, # Text by name
     return [f'{k} is {say(here.get(k))} here and {say(there.get(k))} there'
         for k in {**here, **there} if here.get(k)!=there.get(k)]
 
-# %% ../nbs/36_resume.ipynb #24f83d63
+# %% ../nbs/36_resume.ipynb #1b842448
 Learner.n_fits = 0 # so many have ended
 
 class CheckpointCallback(Callback):
@@ -190,6 +190,6 @@ class CheckpointCallback(Callback):
         file = save_state(self.where/f'fit{fit}-batch{n:07}.safetensors', state)
         self.saved,self.made = n,[*(o for o in self.made if o!=file), file][-self.keep:]
         old = [o for (i,_),o in self.files().items() if i==fit or (self.fresh and i>fit)]
-        old += [*self.where.glob('fit*.part.safetensors'), *self.where.glob('.tmp*')] # of a process that was killed
         for o in set(old)-set(self.made): o.unlink(missing_ok=True)
+        for o in self.where.glob('.fit*.part'): shutil.rmtree(o, ignore_errors=True) # of a process that was killed
         return file

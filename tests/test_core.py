@@ -1,5 +1,5 @@
 "Chapter 00: what it promises of odd nests, titles, files and seeds"
-import os,pickle,random
+import os,pickle,random,re,subprocess,sys
 from collections import Counter,OrderedDict,UserDict,UserList,defaultdict,deque,namedtuple
 from dataclasses import dataclass,field
 from pathlib import Path
@@ -169,7 +169,7 @@ def test_write_whole(tmp_path):
     f = tmp_path/'new/deeper/w.txt'
     seen = []
     assert write_whole(str(f), lambda p: (seen.append(p), p.write_text('first')))==f
-    assert f.read_text()=='first' and seen[0].suffix=='.txt' and seen[0].parent==f.parent
+    assert f.read_text()=='first' and seen[0].name=='w.txt' and seen[0].parent.parent==f.parent
     def breaks(p):
         p.write_text('half')
         raise OSError('disk full')
@@ -177,6 +177,21 @@ def test_write_whole(tmp_path):
     assert f.read_text()=='first' and os.listdir(f.parent)==['w.txt']
     write_whole(f, lambda p: p.write_text('second'))
     assert f.read_text()=='second' and os.listdir(f.parent)==['w.txt']
+
+@pytest.mark.skipif(sys.platform=='win32', reason='signals are for POSIX')
+def test_a_kill_leaves_one_hidden_folder(tmp_path):
+    "... with all that the writer had made, and nothing that a list of pictures would find"
+    from scratchai.files import get_image_files
+    code = f'''
+import os
+from pathlib import Path
+from scratchai.core import write_whole
+def write(f):
+    f.write_text('half'), f.with_name('.tmp123').write_text('of the writer'), os.kill(os.getpid(), 9)
+write_whole(Path({str(tmp_path)!r})/'a.jpg', write)'''
+    assert subprocess.run([sys.executable, '-c', code]).returncode==-9
+    left, = tmp_path.iterdir()
+    assert re.fullmatch(r'\.a\.jpg-\w{8}\.part', left.name) and len(list(left.iterdir()))==2 and get_image_files(tmp_path)==[]
 
 def test_arrays_of_a_nest():
     res = to_np(dict(x=[torch.ones(2, requires_grad=True), torch.ones(2).bfloat16()], y=torch.tensor([1]), name='a'))
@@ -217,4 +232,10 @@ def test_a_full_disk_has_a_sentence_with_the_name_of_the_file(tmp_path):
     from safetensors import SafetensorError
     def full(o): raise SafetensorError('I/O error: No space left on device')
     with pytest.raises(OSError, match='a.safetensors could not be written: .*No space left'): write_whole(tmp_path/'a.safetensors', full)
+    def short(o): o.write_text('a'), os.write(os.open('/dev/full', os.O_WRONLY), b'a')
+    if os.path.exists('/dev/full'):
+        with pytest.raises(OSError, match="No space left on device: .*b.csv'"): write_whole(tmp_path/'b.csv', short)
+    def other(o): raise ConnectionError('refused')
+    with pytest.raises(ConnectionError, match='^refused$'): write_whole(tmp_path/'b.csv', other)
+    with pytest.raises(FileNotFoundError, match="directory: '/no/such'"): write_whole(tmp_path/'b.csv', lambda o: open('/no/such'))
     assert not list(tmp_path.iterdir())

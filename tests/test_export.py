@@ -410,7 +410,7 @@ def test_a_kill_leaves_the_old_file(learn, monkeypatch):
     def stop(*args): raise OSError('disk full')
     monkeypatch.setattr(os, 'replace', stop)
     with pytest.raises(OSError, match='disk full'): learn.export()
-    assert file.read_bytes()==old and [o.name for o in file.parent.glob('*.part*')]==[]
+    assert file.read_bytes()==old and [o.name for o in file.parent.glob('.*')]==[]
 
 def test_describe():
     "What comes back is what went in"

@@ -339,7 +339,8 @@ def test_folder(make, tmp_path):
     mine = tmp_path/'models'/'checkpoints'
     mine.mkdir(parents=True)
     (mine/'fit-notes.txt').write_text('mine')
-    for o in ('fit0-batch0000001-0123abcd.part.safetensors','.tmpa1b2c3'): (mine/o).write_text('of a process that was killed')
+    (mine/'.fit0-batch0000001.safetensors-0123abcd.part').mkdir()
+    (mine/'.fit0-batch0000001.safetensors-0123abcd.part/.tmpa1b2c3').write_text('of a process that was killed')
     make().fit(1, 0.1)
     assert sorted(o.name for o in mine.iterdir())==['fit-notes.txt', 'fit0-batch0000006.safetensors', 'fit0-batch0000007.safetensors']
     make(folder='here').fit(1, 0.1), make(folder=tmp_path/'there').fit(1, 0.1)
@@ -447,7 +448,7 @@ def test_killed_at_each_system_call_of_a_save(make, tmp_path):
                 cb.made,last = made,max(cb.files())
                 assert last in ((0,21),(0,28)) and load_state(cb.files()[last])['train_iter']==last[1]
                 assert len(cb.files())>=2
-                partial_ += any('.part.' in o.name for o in cb.where.iterdir())
+                partial_ += any(o.suffix=='.part' for o in cb.where.iterdir())
                 seen.append(last[1])
                 cb.made = [o for _,o in sorted(cb.files().items())]
                 if n%10==0: # what a killed process has left is cleared away by the next that saves
