@@ -29,3 +29,7 @@ names = {'data':'DataBlock TransformBlock ImageBlock CategoryBlock MultiCategory
     'small':'subplots to_cpu to_np find_device flatten_check first noop num_cpus show_image show_images L Path np plt torch nn F partial attrgetter Image Tensor tensor'}
 @pytest.mark.parametrize('kind', names)
 def test_names_that_programs_use(kind): assert not [o for o in names[kind].split() if o not in everything.__all__]
+
+def test_pandas_where_it_is():
+    pd = pytest.importorskip('pandas')
+    assert everything.pd is pd and 'pd' in everything.__all__
