@@ -48,13 +48,11 @@ def _new(part, n):
         has = f'The cache needs {n/1e6:,.2f} MB in {part.parent}, where {free/1e6:,.2f} MB are free'
         raise OSError(e.errno, f'{has} ({e.strerror}): name another folder, take a smaller `size`, or no cache') from e
 
-# %% ../nbs/32_cache.ipynb #8d53a767
+# %% ../nbs/32_cache.ipynb #c81cbc82
 class Cache:
     "Pictures in a file that processes share, and a byte for each: 0 missing, 1 there, 2 cannot be read"
-    def __init__(self,
-        where, # 'memory', or a folder
-        name:str, # Tells this cache from others in the folder
-        shape:tuple, # Of all pictures together, `(n, h, w, c)`
+    def __init__(self, where, # 'memory', or a folder
+        name:str, shape:tuple, # Tells this cache from others there; of all pictures together, `(n, h, w, c)`
     ):
         self.shape,self.n_bytes,self.pid = tuple(shape),math.prod(shape)+shape[0],os.getpid()
         self.final = None if where=='memory' else Path(where).expanduser()/f'{name}.cache'
@@ -81,8 +79,7 @@ class Cache:
     def __setstate__(self, state):
         vars(self).update(state)
         self._map(self.fd.detach())
-    def get(self,
-        i:int, # Position of the picture
+    def get(self, i:int, # Position of the picture
         decode, # Gives its tensor, `(h, w, c)` bytes; called with `i` if the picture is not there
         keep=lambda i: True, # May it be kept? Called with `i` after `decode`
     )->Tensor: # A copy, to do anything with
@@ -107,11 +104,10 @@ class Cache:
             if not self.final.exists(): warnings.warn(f'The cache lasts for this run only: {e}')
         return True
 
-# %% ../nbs/32_cache.ipynb #ed175396
+# %% ../nbs/32_cache.ipynb #3a1c0fee
 class Cached:
     "What makes a data set decode each picture once; stands before a class that has `fns`, `decode`, `y`, `tfm`, `_how`"
-    def begin_cache(self,
-        cache, # Where decoded pictures are kept: 'memory', or a folder
+    def begin_cache(self, cache, # Where decoded pictures are kept: 'memory', or a folder
         shape:tuple, # Of each decoded picture, `(h, w, c)`
     ):
         "Open the cache; called when the data set has all else"
@@ -145,13 +141,10 @@ class Cached:
     @property
     def __getitems__(self): return self.cached_batch if self.in_memory and (self.cache.state==1).all() else None
 
-# %% ../nbs/32_cache.ipynb #f20ff544
+# %% ../nbs/32_cache.ipynb #4f6593ef
 class CachedDataset(Cached, Dataset):
     "A `Dataset` that decodes each picture once"
-    def __init__(self,
-        fns, # Paths of the pictures
-        labels=parent_label, # A function from path to label, or a list with a label for each path
-        size:int|tuple=64, # Height and width of every item
+    def __init__(self, fns, labels=parent_label, size:int|tuple=64, # As for `Dataset`
         cache='memory', # Where decoded pictures are kept: 'memory', or a folder
         **kwargs # Passed on to `Dataset`
     ):
@@ -160,13 +153,11 @@ class CachedDataset(Cached, Dataset):
         self.begin_cache(cache, (*_hw(size),3))
     def _how(self): return _hw(self.size),self.method,repr(self.decoding)
 
-# %% ../nbs/32_cache.ipynb #38f97c73
+# %% ../nbs/32_cache.ipynb #a34bf2fa
 class CachedTransforms(Cached):
     "Makes a data set whose items are transformed decode each picture once; stands before a class like `TfmdItems`"
     fns=tfm = None # what `Cached` asks for; nothing happens to a picture behind the cache
-    def __init__(self, ds, after_item=None,
-        cache='memory', # Where decoded pictures are kept: 'memory', or a folder
-    ):
+    def __init__(self, ds, after_item=None, cache='memory'): # As for `TfmdItems`; 'memory', or a folder
         super().__init__(ds, after_item)
         bad = self.after_item.fs.filter(lambda f: type(self.after_item)(f).draws(ds.split_idx))
         if bad: raise ValueError(f'`cache=` keeps what the item transforms give, but {bad[0]} draws anew in every '

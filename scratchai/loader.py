@@ -20,9 +20,8 @@ from torch import Tensor
 from .core import *
 from .files import *
 
-# %% ../nbs/02_loader.ipynb #942eeedb
-def collate(
-    items, # Items of one form: tensors, arrays, numbers, or tuples, lists and dicts of them
+# %% ../nbs/02_loader.ipynb #b61b633c
+def collate(items, # Items of one form: tensors, arrays, numbers, or tuples, lists and dicts of them
 ): # The same form, with a first axis of length `len(items)`; what is none of these (text, `None`) is a list
     "Stack items into a batch"
     o = items[0]
@@ -176,13 +175,11 @@ class _Epochs:
     def state_dict(self)->dict: return dict(seed=self.seed, epoch=self.epoch, position=self.position)
     def load_state_dict(self, state:dict): vars(self).update(state, _run=None)
 
-# %% ../nbs/02_loader.ipynb #9262fddb
+# %% ../nbs/02_loader.ipynb #d46370b8
 class DataLoader(_Epochs):
     "Batches of a data set, made by workers"
-    def __init__(self,
-        ds, # Anything with `__len__` and `__getitem__`
-        bs:int=64, # Items in a batch
-        shuffle:bool=False, # A new order in every epoch?
+    def __init__(self, ds, # Anything with `__len__` and `__getitem__`
+        bs:int=64, shuffle:bool=False, # Items in a batch; a new order in every epoch?
         drop_last:bool=False, # Leave out a last batch of fewer than `bs` items, unless it is the only one?
         n_workers:int|None=None, # 0: in this process; `None`: one a core where workers can be forked, else 0
         prefetch:int=2, # Batches made in advance, for each worker
@@ -192,8 +189,7 @@ class DataLoader(_Epochs):
         timeout:float=60, # Seconds to wait for a batch; 0: for ever
         pin_memory:bool|None=None, # Workers' batches in memory that a GPU copies faster? `None`: if `device` is one
         skip_bad:bool=False, # Leave out items that cannot be read, with a warning, and note them in `bad`?
-        device=None, # Where batches go; `None`: they stay where they are
-        after_batch=None, # Functions from batch to batch, called on `device`
+        device=None, after_batch=None, # Where batches go (`None`: they stay); functions from batch to batch
         batch_size:int|None=None, num_workers:int|None=None, # PyTorch's names for `bs` and `n_workers`; they win
     ):
         if not hasattr(ds, '__len__'): raise TypeError(f'{type(ds).__name__} has no length: make a list of its items.')
@@ -263,16 +259,14 @@ class DataLoader(_Epochs):
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
 
-# %% ../nbs/02_loader.ipynb #862f13cf
+# %% ../nbs/02_loader.ipynb #a3ac7dc2
 class BadFile(type(Path())):
     "The path of a file that cannot be decoded; `cause` says why"
     cause = ''
     def __repr__(self): return f'{super().__repr__()} ({self.cause})'
 
-def verify_images(
-    path, # A folder, or a list of files
-    n_workers:int|None=None, # As for `DataLoader`
-    progress:bool=True, # Show a bar?
+def verify_images(path, # A folder, or a list of files
+    n_workers:int|None=None, progress:bool=True, # As for `DataLoader`; show a bar?
 )->L: # A `BadFile` for each file that cannot be decoded
     "Decode all pictures fully, and report those that fail"
     from fastprogress.fastprogress import progress_bar
