@@ -200,7 +200,7 @@ def at_work(folder, new:bool=True): # With settings.json; if it fails without a 
             with suppress(OSError): (folder/'checkpoints').rmdir() # if it is empty
             raise
 
-# %% ../nbs/29_command.ipynb #8f085e2c
+# %% ../nbs/29_command.ipynb #2edb26df
 def _say_start(learn, s):
     alone,dls = len(class_roots(s.path))<2,learn.dls
     print(f'Data: {s.what}{", of which a random fifth validates" if alone else ""}, {len(dls.train_ds):,} training and '
@@ -210,15 +210,15 @@ def _say_start(learn, s):
     if s.pretrained: print(f'Recipe: a new head on the weights of {shell_path(s.pretrained)} trains alone for 1 epoch, '
         f'then all layers for {s.epochs}, the first ones at the lowest rates', flush=True)
 
-def _say_next(folder, s):
-    model,roots = shell_path(folder/'model.safetensors'),class_roots(s.path)
+def _say_next(learn, folder, s):
+    model = shell_path(folder/'model.safetensors')
     print(f'Saved in {shell_path(folder)}: model.safetensors, history.csv, settings.json, report.html, checkpoints')
-    print('Next, ready to paste', ':' if len(roots)>1 else ', best with pictures that it was not trained on:', sep='')
-    print('  scratchai-predict', model, shell_path(first(get_image_files(roots[-1]))))
+    print('Next, ready to paste:')
+    print('  scratchai-predict', model, shell_path(learn.dls.valid_ds.items[0])) # it was not trained on
     print('  scratchai-report', model, shell_path(s.path))
     print('  scratchai-train --resume', shell_path(folder))
 
-# %% ../nbs/29_command.ipynb #268cad08
+# %% ../nbs/29_command.ipynb #f1e4635a
 def train_run(dls, s:NS, folder, resume:bool=False)->Learner: # Data; settings; the run's folder; as in `fit_run`
     "Train, and write model and report"
     learn = make_learner(dls, s, folder)
@@ -227,7 +227,7 @@ def train_run(dls, s:NS, folder, resume:bool=False)->Learner: # Data; settings; 
     print(f"Accuracy: {learn.history[-1]['accuracy']:.1%} of the validation pictures", flush=True)
     learn.export('model.safetensors')
     write_report(learn, folder/'report.html', f'{s.arch} on {Path(s.path).name}')
-    _say_next(folder, s)
+    _say_next(learn, folder, s)
     return learn
 
 def new_run(s:NS, path=None, out=None, download:bool=False)->Learner: # Settings; the rest as in `scratchai_train`

@@ -358,8 +358,11 @@ def test_what_the_check_accepts_the_loaders_find(pictures, classes, n, tmp_path)
     assert list(learn.dls.vocab)==classes_in(class_roots(path)[0])
 
 def test_a_random_fifth_validates(pictures, tmp_path):
-    status,out,err,files = run(tmp_path/'cwd', pictures(cat=10, dog=10), *fast)
+    "The picture that it proposes to look at is one of them"
+    status,out,err,files = run(tmp_path/'cwd', path := pictures(cat=10, dog=10), *fast)
     assert status==0 and 'your folder, of which a random fifth validates, 16 training and 4 validation pictures' in out, (out, err)
+    valid = make_dls(path, settings(seed=42)).valid_ds.items
+    assert f'scratchai-predict scratchai-out/1/model.safetensors {shell_path(valid[0])}\n' in out and len(valid)==4, out
 
 @pytest.mark.parametrize('layout', ['','train_'])
 def test_a_report_leaves_out_what_was_trained_on(pictures, layout, tmp_path, capsys):
