@@ -189,7 +189,7 @@ def show_images(
     for im,t,ax in zip(ims, ifnone(titles, [None]*len(ims)), axs): show_image(im, ax=ax, title=t, **kwargs)
     return axs
 
-# %% ../nbs/00_core.ipynb #7cfd020e
+# %% ../nbs/00_core.ipynb #e9ec58f1
 def cache_dir(*parts:str, # Folders below it
 )->Path: # Not created here
     "The folder for downloads and built-in data: `$SCRATCHAI_HOME`, or the platform's cache folder"
@@ -203,8 +203,7 @@ def write_whole(path, # The file to write; its folder is made
     "Write a file that is there whole or not at all"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp('.part', f'.{path.name}-', path.parent))
-    part = folder/path.name
+    part = Path(tempfile.mkdtemp('.part', f'.{path.name}-', path.parent))/path.name
     try:
         part.touch()
         mode = part.stat().st_mode # as for any new file; some writers make theirs for one user only
@@ -216,7 +215,7 @@ def write_whole(path, # The file to write; its folder is made
     except OSError as e:
         if e.errno and not e.filename: e.filename = str(path) # for the message
         raise
-    finally: shutil.rmtree(folder, ignore_errors=True)
+    finally: shutil.rmtree(part.parent, ignore_errors=True)
     return path
 
 # %% ../nbs/00_core.ipynb #1fbbe45a
