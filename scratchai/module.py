@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Parameter', 'check_parts', 'Module', 'Sequential', 'to_torch']
 
-# %% ../nbs/04_module.ipynb #8fe1b8f0
+# %% ../nbs/04_module.ipynb #ad419fc9
 from collections import OrderedDict,UserDict,deque,namedtuple
+from collections.abc import MutableMapping
 
 import torch
 from torch import Tensor
@@ -38,37 +39,38 @@ def _leaves(k, v):
     else: return [(k,v)]
     return [p for i,o in items for p in _leaves(f'{k}.{i}', o)]
 
-# %% ../nbs/04_module.ipynb #5048974e
+# %% ../nbs/04_module.ipynb #eec0072f
 def _role(m, k, v):
     "What `v`, attribute `k` of `m`, is: param, module, buffer, unsaved (a buffer that is not saved) or other"
+    if isinstance(v, torch.nn.Parameter): return 'param'
     if not isinstance(v, Tensor): return 'module' if isinstance(v, _Tree) or hasattr(v, '_modules') else 'other'
-    if any(c.__name__=='Parameter' for c in type(v).__mro__): return 'param'
     if k not in m._buffers: return 'other'
     return 'unsaved' if k in m._non_persistent_buffers_set else 'buffer'
 
-# %% ../nbs/04_module.ipynb #aae9cc91
+# %% ../nbs/04_module.ipynb #727ead7c
 def _parts(m):
-    "Name and value of what `m` holds, be it ours or `torch.nn`'s"
+    "Name, value and role of what `m` holds, be it ours or `torch.nn`'s"
     held = [o for k,v in [*vars(m).items()] if k[:2]!='__' for o in _leaves(k, v)] # `__`: hooks, and fastcore's notes
-    if isinstance(m, _Tree): return held
-    ours = [k for k,v in held if isinstance(v, _Tree)]
-    if ours: raise TypeError(f'`{ours[0]}` of {type(m).__name__}, a `torch.nn` module, is a module of scratchai, whose '
-        f'weights it does not see. Derive {type(m).__name__} from `Module`, or use a layer of `torch.nn` there.')
-    return [*m._parameters.items(), *m._buffers.items(), *m._modules.items()]
+    if not isinstance(m, _Tree):
+        for k,v in held:
+            if isinstance(v, _Tree): raise TypeError(
+                f'`{k}` of {type(m).__name__}, a `torch.nn` module, is a module of scratchai, whose weights it does not '
+                f'see. Derive {type(m).__name__} from `Module`, or use a layer of `torch.nn` there.')
+        held = [*m._parameters.items(), *m._buffers.items(), *m._modules.items()]
+    return [(k, v, _role(m, k, v)) for k,v in held]
 
 class _Items(L):
     "An `L` from which `next` takes one item after the other"
-    def __next__(self):
-        if '_it' not in vars(self): self._it = iter(self.items)
-        return next(self._it)
+    def __next__(self): return next(vars(self).setdefault('_it', iter(self.items)))
 
-# %% ../nbs/04_module.ipynb #4445c347
+# %% ../nbs/04_module.ipynb #1c69c127
 class _Tree:
     "Knows its parts: parameters, buffers and modules, by name"
     _buffers = _non_persistent_buffers_set = frozenset()
 
     def __setattr__(self, k, v):
-        if isinstance(v, Tensor) and _role(self, k, vars(self).get(k))=='param'!=_role(self, k, v): raise TypeError(
+        plain = isinstance(v, Tensor) and not isinstance(v, torch.nn.Parameter)
+        if plain and isinstance(vars(self).get(k), torch.nn.Parameter): raise TypeError(
             f'`{k}` of {type(self).__name__} is a Parameter, and a plain tensor would never be trained. Assign a '
             '`Parameter`, or change the values in place under `torch.no_grad()`; `del` it first if you mean it.')
         object.__setattr__(self, k, v)
@@ -81,20 +83,20 @@ class _Tree:
 
     def named_modules(self, prefix:str='', remove_duplicate:bool=True)->L: # Pairs `(name, module)`, parents first
         "This module and all below it; a shared one once, or under each of its names"
-        res,seen,todo = [],set(),[(prefix,self)]
+        res,todo = {},[(prefix,self)]
         while todo:
             name,m = todo.pop()
-            if remove_duplicate and id(m) in seen: continue
-            seen.add(id(m))
-            res.append((name,m))
-            todo += [(f'{name}.{k}'.lstrip('.'), v) for k,v in reversed(_parts(m)) if _role(m, k, v)=='module']
-        return _Items(res)
+            key = id(m) if remove_duplicate else name
+            if key in res: continue
+            res[key] = name,m
+            todo += [(f'{name}.{k}'.lstrip('.'), v) for k,v,role in reversed(_parts(m)) if role=='module']
+        return _Items(res.values())
     def _named(self, roles, prefix='', recurse=True, remove_duplicate=True):
         res = {}
         for pre,m in self.named_modules(prefix, remove_duplicate) if recurse else [(prefix,self)]:
-            for k,v in _parts(m):
+            for k,v,role in _parts(m):
                 name = f'{pre}.{k}'.lstrip('.')
-                if _role(m, k, v) in roles: res.setdefault(id(v) if remove_duplicate else name, (name,v))
+                if role in roles: res.setdefault(id(v) if remove_duplicate else name, (name,v))
         return _Items(res.values())
 
     def named_parameters(self, prefix:str='', recurse:bool=True, remove_duplicate:bool=True)->L: # `(name, parameter)`
@@ -114,7 +116,7 @@ def check_parts(m): # A model, ours or of `torch.nn`
     "Raise an error if a `torch.nn` module in `m` holds one of ours, whose weights it would not see"
     _Tree.named_modules(m) # walks through any module
 
-# %% ../nbs/04_module.ipynb #640ac2c7
+# %% ../nbs/04_module.ipynb #d5e93cdf
 _Keys = namedtuple('Keys', 'missing_keys unexpected_keys')
 
 class Module(_Tree):
@@ -123,7 +125,6 @@ class Module(_Tree):
 
     def forward(self, *args, **kwargs): raise NotImplementedError(f'{type(self).__name__} has no `forward`.')
     def __call__(self, *args, **kwargs):
-        "`forward`, then the hooks"
         res = self.forward(*args, **kwargs)
         for f in [*self.__hooks__.values()]: res = ifnone(f(self, args, res), res)
         if self.hook is not None: self.hook(res, args)
@@ -181,8 +182,7 @@ class Module(_Tree):
             kw = dict(memory_format=fmt) if fmt and t.ndim in (4,5) else {}
             return t.to(device, dtype if is_float(t.dtype) else None, non_blocking, **kw)
         for m in self.modules():
-            for k,v in _parts(m):
-                role = _role(m, k, v)
+            for k,v,role in _parts(m):
                 if role in ('buffer','unsaved'): setattr(m, k, move(v))
                 if role=='param': v.data = move(v.data)
                 if role=='param' and v.grad is not None: v.grad.data = move(v.grad.data)
@@ -192,7 +192,7 @@ class Module(_Tree):
 
     def extra_repr(self)->str: return '' # Shown between the parentheses, for example '3, 16'
     def __repr__(self):
-        shown = [(k, v) for k,v in _parts(self) if _role(self, k, v)=='module' or k.isdigit()]
+        shown = [(k, v) for k,v,role in _parts(self) if role=='module' or k.isdigit()]
         kids = ''.join(f'\n({k}): {getattr(v, "__name__", v)}'.replace('\n', '\n  ') for k,v in shown)
         return f'{type(self).__name__}({self.extra_repr()}{kids}' + ('\n)' if kids else ')')
 
@@ -219,45 +219,29 @@ class Sequential(Module):
         return n
     def __getitem__(self, i): return Sequential(*[*self][i]) if isinstance(i, slice) else [*self][i]
 
-# %% ../nbs/04_module.ipynb #29ef8262
+# %% ../nbs/04_module.ipynb #fdfa1506
+class _View(MutableMapping):
+    "Some attributes of `m`, as a dict: what is written on one side is read on the other"
+    def __init__(self, m, names): self.m,self.names = m,{k:k for k in names}
+    def __getitem__(self, k): return vars(self.m).get(self.names[k])
+    def __setitem__(self, k, v): vars(self.m)[self.names.setdefault(k, k)] = v
+    def __delitem__(self, k): del self.names[k]
+    def __iter__(self): return iter([*self.names])
+    def __len__(self): return len(self.names)
+
 class _Torch(torch.nn.Module):
     def __init__(self, m):
         super().__init__()
-        self.__ours__ = m # `__`: not among the parts
-        for k,v in _parts(m):
-            (*path,name),role,at = k.split('.'),_role(m, k, v),self
+        for k,v,role in _parts(m):
+            (*path,name),at = k.split('.'),self
             if role=='other': continue
             for o in path: at = at._modules.setdefault(o, torch.nn.Module())
             if role=='module': at.add_module(name, to_torch(v))
             elif role=='param': at.register_parameter(name, v)
             else: at.register_buffer(name, v, persistent=role=='buffer')
-        self.__last__ = {**self._parameters, **self._buffers}
-
-    def _follow(self):
-        for t in [o for o in self.modules() if isinstance(o, _Torch)]:
-            for held in (t._parameters, t._buffers):
-                new = {k:vars(t.__ours__)[k] for k,v in held.items() if v is t.__last__[k]}
-                held.update(new)
-                t.__last__.update(new)
-    def forward(self, *args, **kwargs):
-        self._follow()
-        lent = []
-        for t in [o for o in self.modules() if isinstance(o, _Torch)]:
-            own,ours = {k:v for k,v in {**t._parameters, **t._buffers}.items() if v is not t.__last__[k]},vars(t.__ours__)
-            lent.append((ours, {k:ours[k] for k in own}))
-            ours.update(own) # tensors of somebody else, as `torch.export`'s, are lent to ours
-        try: return self.__ours__(*args, **kwargs)
-        finally:
-            for ours,before in lent: ours.update(before)
-            self._follow()
-
-    def _apply(self, *args, **kwargs): # what moves tensors
-        super()._apply(*args, **kwargs)
-        for o in (vars(self.__ours__), self.__last__): o.update({**self._parameters, **self._buffers})
-        return self
-    def state_dict(self, *args, **kwargs):
-        self._follow()
-        return super().state_dict(*args, **kwargs)
+        self.__ours__ = m # `__`: not among the parts
+        self._parameters,self._buffers = _View(m, self._parameters),_View(m, self._buffers)
+    def forward(self, *args, **kwargs): return self.__ours__(*args, **kwargs)
     def train(self, mode=True):
         self.__ours__.train(mode)
         return super().train(mode)

@@ -363,6 +363,18 @@ def test_to_torch_follows():
     assert len(Sequential(t, torch.relu).parameters())==len(m.parameters())
     assert repr(to_torch(Sequential(Outer()))).startswith('Sequential(\n  (0): Outer(')
 
+def test_to_torch_sees_what_is_assigned_and_lends():
+    m,x = Inner(),torch.randn(4,3)
+    t,w = to_torch(m),m.weight
+    twice = torch.func.functional_call(t, {'weight': w.detach()*2}, x)
+    assert torch.allclose(twice, m.forward(x)*2) and m.weight is w and t.weight is w
+    t.register_buffer('more', torch.ones(2))
+    t.weight = nn.Parameter(torch.eye(3))
+    assert m.weight is t.weight and m(x).equal(x) and t(x).equal(x) and list(t.state_dict())==['weight', 'seen', 'more']
+    m.weight = None
+    assert t.weight is None and [k for k,_ in t.named_parameters()]==[]
+    with pytest.raises(AttributeError, match='no attribute'): t.training_of_ours
+
 def test_to_torch_exports():
     class Net(Module):
         def __init__(self): self.l1,self.l2 = Affine1(4, 5),nn.Linear(5, 2)
