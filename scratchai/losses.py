@@ -33,39 +33,32 @@ def log_softmax(
     "`x - logsumexp(x)` along `dim`, by PyTorch's kernel"
     return torch.log_softmax(x, dim)
 
-# %% ../nbs/06_losses.ipynb #c0a0791d
-def _explain_targ(pred, targ, c, ignore_index):
-    "Raise the sentence for class indices of a wrong type, shape or value"
-    want = (*pred.shape[:pred.ndim>1], *pred.shape[2:])
-    if targ.is_floating_point(): raise TypeError(f"`targ` is {targ.dtype} {*targ.shape,}: class indices are whole, "
-        f"and probabilities have the shape of the predictions, {*pred.shape,}.") from None
-    if targ.shape!=want: raise ValueError(f"Predictions {*pred.shape,} take {want}, got {*targ.shape,}.") from None
-    if targ.dtype!=torch.int64: raise TypeError(f"`targ` is {targ.dtype}; take `targ.long()`.") from None
-    for i in ((targ!=ignore_index) & ((targ<0) | (targ>=c))).nonzero()[:1].tolist(): raise IndexError(f"`targ{i}` is "
-        f"{targ[tuple(i)]}, but there are {c} classes: 0 to {c-1}, or {ignore_index} to ignore an item.") from None
-
-# %% ../nbs/06_losses.ipynb #df7567d4
-def _explain(pred, targ, weight=None, ignore_index=-100):
-    "Raise the sentence for what a kernel has just refused; return if there is none"
+# %% ../nbs/06_losses.ipynb #93a1abe8
+def _why(e, pred, targ, weight=None, ignore_index=-100):
+    "The error with a sentence for what a kernel has just refused, or its own error `e`"
     for k,o in dict(pred=pred, targ=targ, weight=pred if weight is None else weight).items():
-        if not isinstance(o, Tensor): raise TypeError(f"The {k} must be a tensor, got {type(o).__name__}.") from None
-    c = pred.shape[min(1, pred.ndim-1)]
-    if not targ.is_floating_point() or targ.shape!=pred.shape: _explain_targ(pred, targ, c, ignore_index)
-    if weight is not None and (weight.shape,weight.dtype)!=((c,),pred.dtype): raise ValueError(f"`weight` must be "
-        f"{pred.dtype} and ({c},), a number a class, got {weight.dtype} and {*weight.shape,}.") from None
+        if not isinstance(o, Tensor): return TypeError(f"The {k} must be a tensor, got {type(o).__name__}.")
+    c,want = pred.shape[min(1, pred.ndim-1)],(*pred.shape[:pred.ndim>1], *pred.shape[2:])
+    if weight is not None and (weight.shape,weight.dtype)!=((c,),pred.dtype): return ValueError(f"`weight` must be "
+        f"{pred.dtype} and ({c},), a number a class, got {weight.dtype} and {*weight.shape,}.")
+    if targ.is_floating_point(): return e if targ.shape==pred.shape else TypeError(f"`targ` is {targ.dtype} "
+        f"{*targ.shape,}: class indices are whole, and probabilities have the shape of the predictions, {*pred.shape,}.")
+    if targ.shape!=want: return ValueError(f"Predictions {*pred.shape,} take {want}, got {*targ.shape,}.")
+    if targ.dtype!=torch.int64: return TypeError(f"`targ` is {targ.dtype}; take `targ.long()`.")
+    for i in ((targ!=ignore_index) & ((targ<0) | (targ>=c))).nonzero()[:1].tolist(): return IndexError(f"`targ{i}` is "
+        f"{targ[tuple(i)]}, but there are {c} classes: 0 to {c-1}, or {ignore_index} to ignore an item.")
+    return e
 
-# %% ../nbs/06_losses.ipynb #3802b8a0
+# %% ../nbs/06_losses.ipynb #8f38877e
 def nll(
     log_ps:Tensor, # Log-probabilities, `(bs, c)` or `(bs, c, ...)`
     targ:Tensor, # Class indices, `(bs,)` or `(bs, ...)`; -100 ignores an item
 )->Tensor: # A scalar
     "Mean of `-log_ps` at each target; a sentence if a target has a wrong type, shape or value"
     try: return F.nll_loss(log_ps, targ)
-    except (AttributeError,IndexError,RuntimeError,TypeError,ValueError):
-        _explain(log_ps, targ)
-        raise
+    except Exception as e: raise _why(e, log_ps, targ) from None
 
-# %% ../nbs/06_losses.ipynb #091bbd66
+# %% ../nbs/06_losses.ipynb #91d6e91e
 def cross_entropy(
     pred:Tensor, # Logits, `(bs, c)` or `(bs, c, ...)`
     targ:Tensor, # Class indices, `(bs,)` or `(bs, ...)`; or probabilities, the shape of `pred`
@@ -76,11 +69,8 @@ def cross_entropy(
 )->Tensor: # A scalar; for 'none' the shape of the class indices
     "Negative log-likelihood of the softmax of `pred`; a sentence if an argument has a wrong type, shape or value"
     if not 0<=label_smoothing<=1: raise ValueError(f"`label_smoothing` is from 0 to 1, got {label_smoothing}.")
-    if reduction not in ('mean','sum','none'): raise ValueError(f"`reduction`: mean, sum or none, got {reduction!r}.")
     try: return F.cross_entropy(pred, targ, weight, None, ignore_index, None, reduction, label_smoothing)
-    except (AttributeError,IndexError,RuntimeError,TypeError,ValueError):
-        _explain(pred, targ, weight, ignore_index)
-        raise
+    except Exception as e: raise _why(e, pred, targ, weight, ignore_index) from None
 
 # %% ../nbs/06_losses.ipynb #b048a210
 def mse(

@@ -103,7 +103,8 @@ maps = torch.zeros(2, 3, 4, 4)
     ((x, y%3, torch.ones(2)), {}, '(3,), a number a class'), ((x, torch.rand(4,3), torch.ones(2)), {}, '(3,), a number a class'),
     ((x, y%3, torch.ones(3).double()), {}, '`weight` must be torch.float32'), ((x, y%3, [1.,1.,1.]), {}, 'weight must be a tensor, got list'),
     ((x, [0,1,2,0]), {}, 'targ must be a tensor, got list'), ((x.tolist(), y%3), {}, 'pred must be a tensor, got list'),
-    ((x, y%3), dict(reduction='avg'), "got 'avg'"), ((x, y%3), dict(label_smoothing=1.5), '0 to 1, got 1.5'),
+    ((x, y%3), dict(reduction='avg'), 'avg is not a valid value for reduction'), ((x, y%3), dict(label_smoothing=1.5), '0 to 1, got 1.5'),
+    ((x, torch.rand(4,3)), dict(label_smoothing=-.1), '0 to 1, got -0.1'), ((x, torch.rand(4,3)), dict(reduction='avg'), 'avg is not a valid'),
     ((maps, torch.full((2,4,4), 5)), {}, '`targ[0, 0, 0]` is 5'), ((maps, torch.zeros(2,4,5).long()), {}, '(2, 4, 4), got (2, 4, 5)')])
 def test_wrong_arguments_are_named(args, kw, says): fails(cross_entropy, args=args, kwargs=kw, contains=says)
 
@@ -270,7 +271,7 @@ x3,y3 = torch.zeros(4, 3),tensor([0,1,3,2])
     (CrossEntropyLossFlat(), (x3, [0,1]), 'CrossEntropyLossFlat takes two tensors, got a list'), (FocalLossFlat(), ((x3,x3), y3), 'FocalLossFlat takes two tensors, got a tuple'), (FocalLoss(), (x3, y3), '`targ[2]` is 3'),
     (CrossEntropyLossFlat(weight=tensor([1.,2.])), (x3, y3%3), '(3,), a number a class'), (MSELossFlat(), (x3, y3), 'MSELossFlat: predictions (4, 3) take 12 targets, got 4'), (LabelSmoothingCrossEntropy(1.5), (x3, y3%3), 'from 0 to 1, got 1.5'),
     (DiceLoss(), (x3, y3), 'DiceLoss takes (bs, c, …) and (bs, …): got predictions (4, 3)'), (DiceLoss(), (torch.zeros(1,2,3,3), torch.zeros(1,1,3,3)), 'targets (1, 1, 3, 3)'),
-    (FocalLoss(reduction='avg'), (x3, y3%3), "got 'avg'"), (DiceLoss(reduction='avg'), (torch.zeros(1,2,3,3), torch.zeros(1,3,3)), "got 'avg'"), (CrossEntropyLossFlat(reduction='avg'), (x3, y3%3), "got 'avg'")])
+    (FocalLoss(reduction='avg'), (x3, y3%3), "got 'avg'"), (DiceLoss(reduction='avg'), (torch.zeros(1,2,3,3), torch.zeros(1,3,3)), "got 'avg'"), (CrossEntropyLossFlat(reduction='avg'), (x3, y3%3), 'avg is not a valid')])
 def test_losses_name_what_is_wrong(loss, args, says): fails(loss, args=args, contains=says)
 
 def test_first_arguments():
