@@ -87,7 +87,7 @@ class Normalize:
         nums = [[round(v, 4) for v in o.flatten().tolist()] for o in vars(self).values() if o is not None]
         return f"Normalize({', '.join(map(str, nums))})"
 
-# %% ../nbs/03_data.ipynb #81ce282a
+# %% ../nbs/03_data.ipynb #60991983
 @patch
 def decode(self:DataLoader, b:tuple, # A batch
 )->tuple: # The batch before each transform that can be undone
@@ -107,7 +107,8 @@ def decode_batch(self:DataLoader,
     def name(y):
         y = y.item() if isinstance(y, Tensor) and not y.ndim else y
         return vocab[y] if vocab and isinstance(y, int) else y
-    return L(zip(xb.clamp(0,1) if xb.is_floating_point() else xb, *[map(name, o) for o in rest]))
+    if xb.is_floating_point(): xb = xb.clamp(0,1) # rounding may have left it
+    return L(zip(xb, *[map(name, o) for o in rest]))
 
 # %% ../nbs/03_data.ipynb #5082bc6d
 @patch
@@ -137,7 +138,7 @@ def show_batch(self:DataLoader,
 def _show(self:DataLoader, o, ax, **kwargs):
     show_image(o[0], ax=ax, title=', '.join(printable(class_names.get(y, y)) for y in o[1:]), **kwargs)
 
-# %% ../nbs/03_data.ipynb #7aa77b61
+# %% ../nbs/03_data.ipynb #55beeccc
 class DataLoaders:
     "A training loader, a validation loader, and what they share"
     def __init__(self,
@@ -166,8 +167,7 @@ class DataLoaders:
         n = ' and '.join(str(len(o)) if hasattr(o, '__len__') else '?' for o in self.loaders)
         return f"{type(self).__name__}: {n} batches{f', {self.c} classes' if self.vocab else ''}, on {self.device}"
     def _ds(self, dl): return getattr(dl, 'dataset', getattr(dl, 'ds', None))
-    def _told(self, k):
-        "What the training loader or its data set says of `k`"
+    def _told(self, k): # what the training loader or its data set says of `k`
         dl = first(self.loaders)
         return first(v for o in (dl,self._ds(dl)) if (v := getattr(o, k, None)) is not None)
     train = property(lambda self: self[0])
@@ -175,14 +175,11 @@ class DataLoaders:
     valid_ds = property(lambda self: self._ds(self.valid))
     bs = property(lambda self: ifnone(getattr(self.train, 'bs', None), getattr(self.train, 'batch_size', None)))
     after_batch = property(lambda self: self._ours[0].after_batch if self._ours else self._tfms)
+    valid = property(lambda self: self[1] if len(self)>1 else stop(AttributeError(
+        'There is no loader to validate with: use `DataLoaders(train, valid)`, if only with `[]`.')))
     @property
-    def valid(self):
-        if len(self)>1: return self[1]
-        raise AttributeError('There is no loader to validate with: use `DataLoaders(train, valid)`, if only with `[]`.')
-    @property
-    def c(self):
-        if self._c: return self._c
-        raise AttributeError('The number of classes is unknown: give `DataLoaders` a `vocab`, or a data set with one.')
+    def c(self): return self._c or stop(AttributeError(
+        'The number of classes is unknown: give `DataLoaders` a `vocab`, or a data set with one.'))
     @c.setter
     def c(self, n): self._c = n
     def to(self, device):
@@ -200,8 +197,7 @@ class DataLoaders:
     def show_batch(self, b=None, max_n=9, **kwargs): # `kwargs` as in `DataLoader.show_batch`
         dl = self._shower()
         return dl.show_batch(b if b is not None or dl is self.train else self.one_batch(), max_n, **kwargs)
-    def _shower(self):
-        "The training loader, or one of ours that shows batches of another kind"
+    def _shower(self): # the training loader, or one of ours that shows its batches
         if isinstance(self.train, DataLoader): return self.train
         (dl := DataLoader([], n_workers=0)).vocab = self.vocab
         return dl
