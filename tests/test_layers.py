@@ -37,6 +37,9 @@ def test_the_rest():
     x = rand(4,4,14,11)
     for b,s in prod((True,False), ((), (5,), (2,3,4))): same(Linear(6, 3, b), nn.Linear(6, 3, b), rand(*s, 6))
     for s in ((), (5,), (2,3)): same(Embedding(7, 3), nn.Embedding(7, 3), torch.randint(0, 7, s))
+    up,x3 = Conv2d(8, 3, 2, stride=2, transpose=True),torch.randn(2,3,32,48,requires_grad=True)
+    y = F.conv2d(x3, up.weight, stride=2)
+    torch.testing.assert_close(up(y), torch.autograd.grad(y, x3, y)[0], rtol=0, atol=1e-5)
     for p,t in prod((0.,0.3,1.), (True,False)): same(Dropout(p).train(t), nn.Dropout(p).train(t), x)
     for o in prod((2,3,(3,2)), (None,1,3), (0,1)):
         same(AvgPool(*o), nn.AvgPool2d(*o), x)
@@ -93,6 +96,8 @@ def test_shapes_that_do_not_fit():
         with pytest.raises(ValueError, match=says): m(inp)
     with pytest.raises(ValueError, match='more than 1 value per channel'): bn(torch.randn(1,3))
     with pytest.raises(ValueError, match='2 groups do not divide 3'): Conv2d(3, 8, groups=2)
+    for f in (lambda: Conv2d(3, 8, groups=0), lambda: GroupNorm(0, 6)):
+        with pytest.raises(ValueError, match='0 groups do not divide'): f()
     with pytest.raises(ValueError, match='not 20'): Dropout(20)
     with pytest.raises(IndexError, match=r'Embedding\(5, 4\) was given the indices 1 to 7'): Embedding(5, 4)(tensor([1,7]))
 
