@@ -8,12 +8,12 @@ __all__ = ['retain_type', 'TensorBase', 'TensorImageBase', 'TensorImage', 'Tenso
            'PILImage', 'PILImageBW', 'PILMask', 'image2tensor', 'CategoryMap', 'Transform', 'ItemTransform',
            'DisplayedTransform', 'ToTensor', 'IntToFloatTensor', 'TransformError', 'explode_types']
 
-# %% ../nbs/37_types.ipynb #f1679cbd
+# %% ../nbs/37_types.ipynb #684108a8
 import inspect,io
 from contextlib import suppress
-from functools import wraps
+from functools import singledispatch,wraps
 from types import MethodType,UnionType
-from typing import Union,get_args,get_origin
+from typing import Any,Union,get_args,get_origin
 
 import numpy as np,torch
 from PIL import Image,ImageOps,UnidentifiedImageError
@@ -25,13 +25,12 @@ from .doodles import class_names
 from .files import *
 from .files import _listed,_to_rgb
 
-# %% ../nbs/37_types.ipynb #fb262207
+# %% ../nbs/37_types.ipynb #e0c634c1
 def _as_class(x, cls, attrs):
     if cls is not Tensor: (x := x.as_subclass(cls)).__dict__.update(attrs)
     return x
 
-def retain_type(
-    new, old=None, # What a function returned, and what it was called on
+def retain_type(new, old=None, # What a function returned, and what it was called on
     typ:type|None=None, # The class wanted; `None`: that of `old`
 ): # `new`, as an instance of that class
     "A plain tensor or Pillow picture in the class of the one it was made from"
@@ -40,14 +39,14 @@ def retain_type(
     if type(new) is Image.Image and issubclass(typ, PILBase) and new.mode==typ._mode: new.__class__ = typ
     return new
 
-# %% ../nbs/37_types.ipynb #857d3618
+# %% ../nbs/37_types.ipynb #f08b6b34
 def _keeping(name):
     "The method `name` of `Tensor`, with a result of the class that it was called on"
     f = getattr(Tensor, name)
     return wraps(f)(lambda self, *args, **kwargs: retain_type(f(self, *args, **kwargs), self))
 
 class TensorBase(Tensor):
-    "A tensor that keeps its class where it is moved or cut, and is a plain tensor where numbers are computed"
+    "A tensor that keeps its class when moved, cut or repeated, and is a plain tensor where numbers are computed"
     __torch_function__ = torch._C._disabled_torch_function_impl
     def __new__(cls, x, **kwargs): return tensor(x, **kwargs).as_subclass(cls)
     def __iter__(self): return map(self.__getitem__, range(len(self)))
@@ -56,7 +55,7 @@ class TensorBase(Tensor):
         res = memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
         return res
 
-_kept = '__getitem__ to cpu cuda float half clone detach contiguous pin_memory'
+_kept = '__getitem__ to cpu cuda float half clone detach contiguous expand repeat pin_memory'
 for k in _kept.split(): setattr(TensorBase, k, _keeping(k))
 
 # %% ../nbs/37_types.ipynb #4b8e814c
@@ -133,7 +132,7 @@ def _opened(src, white=255):
 def _notes(im): # May the file say that the picture is turned?
     return hasattr(im, 'tag_v2') or not {'exif','Raw profile type exif','XML:com.adobe.xmp','xmp'}.isdisjoint(im.info)
 
-# %% ../nbs/37_types.ipynb #24f43c5f
+# %% ../nbs/37_types.ipynb #ed5d4362
 class PILBase(Image.Image):
     "A Pillow picture of which the header is read at once, and the pixels when they are asked for"
     _mode,_white,_file,_tensor_cls,_show_args = 'RGB',255,None,TensorImage,{}
@@ -171,7 +170,7 @@ class PILBase(Image.Image):
         return self._file
     _converted = staticmethod(_to_rgb)
     def _new(self, im): return retain_type(super()._new(im), self)
-    def show(self, ctx=None, **kwargs): return show_image(self, ctx=ctx, **{**self._show_args, **kwargs})
+    show = TensorImageBase.show
     def __repr__(self): return f'{type(self).__name__} mode={self.mode} size={self.width}x{self.height}'
 
 # %% ../nbs/37_types.ipynb #16e4f86e
@@ -207,11 +206,10 @@ def to_thumb(x:Image.Image, h:int, w:int|None=None):
     (res := x.copy()).thumbnail((w or h, h))
     return res
 
-# %% ../nbs/37_types.ipynb #923bcfe7
+# %% ../nbs/37_types.ipynb #2d13e206
 class CategoryMap(L):
     "The classes, and the number of each"
-    def __init__(self,
-        col, sort:bool=True, # Labels, or classes; in alphabetical order, or in that of `col`?
+    def __init__(self, col, sort:bool=True, # Labels, or classes; in alphabetical order, or in that of `col`?
         add_na:bool=False, # A class '#na#' with the number 0, for all that are unknown?
         strict:bool=False, # Only those of a table's column that occur in it?
     ):
@@ -226,13 +224,13 @@ class CategoryMap(L):
     def map_ids(self, ids): return L(self[int(i)] for i in ids)
     def _new(self, items, *args, **kwargs): return L(items)
 
-# %% ../nbs/37_types.ipynb #25bf0750
+# %% ../nbs/37_types.ipynb #c7b48c0b
 def _kinds(ann):
     "The classes that an annotation names"
     if get_origin(ann) in (Union,UnionType): ann = get_args(ann)
     if isinstance(ann, tuple): return [k for o in ann for k in _kinds(o)]
     ann = get_origin(ann) or ann
-    return [ann if isinstance(ann, type) and ann is not inspect.Parameter.empty else object]
+    return [ann if isinstance(ann, type) and ann not in (Any,inspect.Parameter.empty) else object]
 
 def _hints(f, at):
     "The classes that argument number `at` of `f` may have, and the class of the result if that is annotated"
@@ -258,10 +256,11 @@ class _Overloads:
     def find(self, t, at):
         "The function for an argument of class `t`, and the class of its result if that is annotated"
         for fs in self.groups:
-            kinds = {k: _leave if f is noop else (f,typ) for f in fs for ks,typ in [_hints(f, at)] for k in ks}
-            for k in (*t.__mro__[:-1], *(kinds.keys()-{object}), object): # in the middle, abstract classes
-                if k in kinds and issubclass(t, k): return self.found.setdefault(t, kinds[k])
-        return self.found.setdefault(t, _leave)
+            choose = singledispatch(noop)
+            for f in fs:
+                for k in _hints(f, at)[0]: choose.register(k, f)
+            if (f := choose.dispatch(t)) in fs: break # also `noop`, where a class has it in place of one above
+        return self.found.setdefault(t, _leave if f is noop else (f,_hints(f, at)[1]))
 
 # %% ../nbs/37_types.ipynb #d6d65077
 _verbs = 'encodes','decodes','setups'
@@ -274,7 +273,7 @@ class _Body(dict):
 
 class _TfmMeta(type): __prepare__ = classmethod(lambda cls, name, bases: _Body())
 
-# %% ../nbs/37_types.ipynb #cdfbe128
+# %% ../nbs/37_types.ipynb #a1c0a626
 def _named(f): # In errors
     f = getattr(f, 'func', f)
     own = f'{f.__self__.__name__}.' if isinstance(getattr(f, '__self__', None), type) else ''
@@ -287,18 +286,17 @@ def _retuple(new, old):
 class Transform(metaclass=_TfmMeta):
     "A function that may be undone, and runs only on what its annotation names; a tuple goes through part by part"
     order,split_idx,random,names,_whole = 0,None,True,False,False
-    def __init__(self,
-        enc=None, dec=None, # The function, and what undoes it; `None`: nothing does
+    def __init__(self, enc=None, dec=None, # The function, and what undoes it; `None`: nothing does
         split_idx:int|None=None, # 0: in training only; 1: in validation only; `None`: in both
         order:int|None=None, # Where a pipeline puts it: the smaller, the earlier
     ):
         if inspect.isfunction(enc) and enc.__name__ in _verbs:
             raise TypeError(f'`{enc.__name__}` is defined in a class body, and not given to {type(self).__name__}.')
-        given = dict(split_idx=split_idx, order=order, random=None, names=None)
-        own = {k: ifnone(v, getattr(enc, k, None)) for k,v in given.items()} # a function may say them too
-        own.update({k: _Overloads(f) for k,f in dict(encodes=enc, decodes=dec).items() if f is not None})
-        if enc is not None: self._name = _named(enc)
-        vars(self).update({k: v for k,v in own.items() if v is not None})
+        for k,v in dict(split_idx=split_idx, order=order, random=None, names=None).items():
+            v = ifnone(v, getattr(enc, k, None)) # a function may say them too
+            if v is not None: setattr(self, k, v)
+        if enc is not None: self.encodes,self._name = _Overloads(enc),_named(enc)
+        if dec is not None: self.decodes = _Overloads(dec)
     name = property(lambda self: getattr(self, '_name', type(self).__name__))
     def __repr__(self): return self.name
     def __call__(self, x, split_idx=None, verb='encodes'): # The split that `x` is from; the functions to choose from

@@ -4,11 +4,12 @@ import copy,io,os,pickle
 from collections import namedtuple
 from pathlib import Path
 from multiprocessing.reduction import ForkingPickler
-from typing import Optional
+from collections.abc import Sequence,Sized
+from typing import Any,Optional
 
 import matplotlib.pyplot as plt,numpy as np,pytest,torch
 from PIL import Image
-from fastcore.all import L,fastuple
+from fastcore.all import L,fastuple,noop
 from torch import Tensor
 from scratchai.core import *
 from scratchai.files import *
@@ -28,7 +29,7 @@ def turned(im):
 # tensors
 def test_a_tensor_keeps_its_class_where_it_is_moved_and_loses_it_where_it_is_computed():
     t = TensorImage(torch.rand(3,4,5))
-    kept = t[0], t.to('cpu'), t.to(torch.float64), t.cpu(), t.float(), t.half(), t.clone(), t.detach(), t.contiguous(), copy.copy(t), copy.deepcopy(t), pickle.loads(pickle.dumps(t)), ForkingPickler.loads(ForkingPickler.dumps(t)), *t
+    kept = t[0], t.to('cpu'), t.to(torch.float64), t.cpu(), t.float(), t.half(), t.clone(), t.detach(), t.contiguous(), t.expand(2,-1,-1,-1), t.repeat(2,1,1,1), copy.copy(t), copy.deepcopy(t), pickle.loads(pickle.dumps(t)), ForkingPickler.loads(ForkingPickler.dumps(t)), *t
     assert {type(o) for o in kept}=={TensorImage} and len(list(t))==3
     assert {type(o) for o in (t*2, t+t, t.flip(1), torch.stack([t,t]), t.mean(), torch.relu(t))}=={Tensor}
     assert torch.equal(copy.deepcopy(t), t) and copy.deepcopy(t).data_ptr()!=t.data_ptr()
@@ -185,6 +186,20 @@ def test_the_nearest_type_is_called():
     class Anew(Named):
         def encodes(self, o): return 'all'
     assert {Anew()(o) for o in mine}=={'all'}
+
+def test_the_nearest_abstract_class_is_called():
+    class F(Transform):
+        def encodes(self, o:Sized): return 'sized'
+        def encodes(self, o:Sequence): return 'sequence'
+        def encodes(self, o:Any): return 'any'
+    assert [F()(o) for o in ([], {}, 1, 'a')]==['sequence','sized','any','sequence']
+
+def test_a_class_may_leave_out_what_the_one_above_does():
+    class F(Transform):
+        def encodes(self, o:int): return o+1
+        def decodes(self, o:int): return o-1
+    class Once(F): decodes = noop
+    assert (Once()((1,'a')), Once().decode((1,'a')))==((2,'a'),(1,'a'))
 
 def test_the_result_keeps_the_class():
     class F(Transform):
