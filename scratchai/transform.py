@@ -89,14 +89,13 @@ class Pipeline:
     def __iter__(self): return iter(self.fs)
     def __repr__(self): return f"Pipeline: {' -> '.join(map(str, self.fs))}"
 
-# %% ../nbs/11_transform.ipynb #8c2733de
+# %% ../nbs/11_transform.ipynb #c96553fa
 _number = cache(TensorCategory) # shared: making a tensor would take as long as all else that is done for a label
 
 class Categorize(DisplayedTransform):
     "Labels to numbers of classes, and back"
     order,random,loss_func = 1,False,CrossEntropyLossFlat()
-    def __init__(self,
-        vocab=None, sort:bool=True, # The classes (`None`: the training labels'); in alphabetical order?
+    def __init__(self, vocab=None, sort:bool=True, # The classes (`None`: the training labels'); in alphabetical order?
         add_na:bool=False, # A class '#na#' with the number 0, for all that are unknown?
     ):
         if vocab is not None: vocab = CategoryMap(vocab, sort=sort, add_na=add_na)
@@ -110,7 +109,7 @@ class Categorize(DisplayedTransform):
         return _number(i)
     def decodes(self, o): return Category(self.vocab[int(o)])
 
-# %% ../nbs/11_transform.ipynb #71c2d286
+# %% ../nbs/11_transform.ipynb #1f93834a
 class FilteredBase:
     "What can be split, and loaded"
     _dl_type = None
@@ -124,8 +123,7 @@ class FilteredBase:
         except TransformError as e: raise e.at(i, self.items) from e.__cause__
     def reseed(self, s): # From the loader, as for `TfmdItems`
         for o in getattr(self, 'tls', [self]): o.tfms.reseed([(s,)])
-    def dataloaders(self,
-        bs:int=64, val_bs:int|None=None, # Items in a batch: in training, and else (`None`: `bs`)
+    def dataloaders(self, bs:int=64, val_bs:int|None=None, # Items in a batch: in training, and else (`None`: `bs`)
         shuffle:bool=True, val_shuffle:bool=False, # A new order in every epoch?
         drop_last:bool|None=None, # Leave out a last training batch of fewer items? `None`: where `shuffle` is
         num_workers:int|None=None, # 0: in this process; `None`: one a core, where that works; also `n_workers`
@@ -142,13 +140,12 @@ class FilteredBase:
         rest = [dl.new(self.subset(i), **{**other, **own[i]}) for i in range(1, self.n_subsets)]
         return DataLoaders(dl, *rest, path=path, device=device)
 
-# %% ../nbs/11_transform.ipynb #1c03bc4a
-class TfmdLists(FilteredBase):
+# %% ../nbs/11_transform.ipynb #9384d0eb
+class TfmdLists(FilteredBase, GetAttr):
     "Items that go through a pipeline when they are asked for"
-    def __init__(self,
-        items, tfms, # Paths, anything else, or the rows of a frame; transforms, as `Pipeline` takes them
-        splits=None, # For training, for validation…: positions or masks; `None`: all train
-        split_idx:int|None=None, # The split that these items are
+    _default = 'tfms'
+    def __init__(self, items, tfms, # Paths, anything else, or the rows of a frame; transforms, as for `Pipeline`
+        splits=None, split_idx:int|None=None, # Positions or masks for training, validation…; the split that these are
         do_setup:bool=True, train_setup:bool=True, # Set up the transforms? On the training items only?
         types=None, # The classes an item has on its way; `None`: looked up if needed
         verbose:bool=False, dl_type=None, # Print what is set up? As for `dataloaders`
@@ -165,20 +162,13 @@ class TfmdLists(FilteredBase):
         return type(self)(items, ifnone(tfms, self.tfms), **own)
     def new_empty(self): return self.new([])
     def subset(self, i:int): return self.new(_pick(self.items, self.splits[i]), i)
-    def decode(self, o, full:bool=True): return self.tfms.decode(o, full)
-    def show(self, o, ctx=None, **kwargs): return self.tfms.show(o, ctx, **kwargs)
-    def __getattr__(self, k):
-        if k[0]=='_' or k in ('tfms','items'): raise AttributeError(k)
-        return getattr(self.tfms, k)
     def __repr__(self): return f'{type(self).__name__}: {len(self)} items\n{self.tfms}'
 
-# %% ../nbs/11_transform.ipynb #ffc9dc60
+# %% ../nbs/11_transform.ipynb #a2ee8681
 class Datasets(FilteredBase):
     "Tuples: for each list of transforms, what it makes of an item"
-    def __init__(self,
-        items=None, tfms=None, # As for `TfmdLists`; a list of transforms for each part of the tuple
-        tls=None, # Or the parts as `TfmdLists`
-        n_inp:int|None=None, # So many parts are input; `None`: all but the last
+    def __init__(self, items=None, tfms=None, # As for `TfmdLists`; a list of transforms for each part of the tuple
+        tls=None, n_inp:int|None=None, # Or the parts as `TfmdLists`; how many are input, `None`: all but the last
         dl_type=None, **kwargs # As for `dataloaders`; passed on to `TfmdLists`: `splits`, `do_setup`…
     ):
         items = _packed(items)
@@ -212,18 +202,13 @@ class Datasets(FilteredBase):
 
 def show_at(o, idx:int, **kwargs): return o.show(o[idx], **kwargs) # Show item `idx` of a data set
 
-# %% ../nbs/11_transform.ipynb #2c98ad86
+# %% ../nbs/11_transform.ipynb #c019f589
 class TfmdItems:
     "The items of a data set after the transforms of single items: what a `TfmdDL` loads"
-    def __init__(self,
-        ds, # Anything with `__len__` and `__getitem__`
-        after_item=None, # Transforms, as `Pipeline` takes them
-    ): self.ds,self.after_item = ds,Pipeline(after_item, getattr(ds, 'split_idx', None))
+    def __init__(self, ds, after_item=None): # Anything with `__len__` and `__getitem__`; transforms, as for `Pipeline`
+        self.ds,self.after_item = ds,Pipeline(after_item, getattr(ds, 'split_idx', None))
     fns = property(lambda self: o if isinstance(o := getattr(self.ds, 'items', None), PackedPaths) else None)
-    random = property(lambda self: getattr(self.ds, 'random', True) or self.after_item.draws(self.split_idx))
-    split_idx = property(lambda self: self.after_item.split_idx)
-    @split_idx.setter
-    def split_idx(self, i): self.after_item.split_idx = ifnone(getattr(self.ds, 'split_idx', None), i)
+    random = property(lambda self: getattr(self.ds, 'random', True) or self.after_item.draws(self.after_item.split_idx))
     def reseed(self, s): # From the loader
         getattr(self.ds, 'reseed', noop)(s)
         self.after_item.reseed([(s,)])
@@ -240,32 +225,30 @@ def _batched(before, collate_fn, items): # A batch of `items`
     except RuntimeError as e: raise RuntimeError(f'{e}. A batch takes pictures of one size: give '
         '`item_tfms=Resize(...)`') from e
 
-# %% ../nbs/11_transform.ipynb #311864b3
+# %% ../nbs/11_transform.ipynb #d8244d63
 def _item_at(b, i): # Item `i` of a batch, or a slice of the batch
     return _retuple(tuple(_item_at(o, i) for o in b), b) if isinstance(b, tuple) else b[i]
 
-class TfmdDL(DataLoader):
+class TfmdDL(DataLoader, GetAttr):
     "A `DataLoader` with transforms of items, of lists of items, and of batches"
-    _keys = ()
-    def __init__(self,
-        dataset, # Anything with `__len__` and `__getitem__`
-        bs:int=64, shuffle:bool=False, num_workers:int|None=None, # As for `dataloaders`
+    _keys,_default,_xtra = (),'dataset',['vocab','c','n_inp','loss_func']
+    def __init__(self, dataset, bs:int=64, shuffle:bool=False, num_workers:int|None=None, # As for `DataLoader`
         after_item=None, before_batch=None, # Transforms of an item, and of a list of items, in a worker
         after_batch=None, # Transforms of a batch, on the device
         drop_last:bool=False, device=None, collate_fn=collate, # As for `DataLoader`, and the class of what it loads:
         items=TfmdItems, do_setup:bool=True, # Set up `after_batch` on a batch?
-        n_workers:int|None=None, **kwargs # Passed on to `DataLoader`: `seed`, `prefetch`, `timeout`, `skip_bad`…
+        **kwargs # Passed on to `DataLoader`: `n_workers`, `seed`, `prefetch`, `timeout`, `skip_bad`…
     ):
         self.dataset,self.items,self.before_batch,self._collate = dataset,items,Pipeline(before_batch),collate_fn
-        super().__init__(items(dataset, after_item), bs, shuffle, drop_last, ifnone(num_workers, n_workers),
-            device=device, collate_fn=partial(_batched, self.before_batch, collate_fn), **kwargs)
+        super().__init__(items(dataset, after_item), bs, shuffle, drop_last, num_workers=num_workers, device=device,
+            collate_fn=partial(_batched, self.before_batch, collate_fn), **kwargs)
         self.after_batch = after_batch if isinstance(after_batch, Pipeline) else Pipeline(after_batch)
         if do_setup: self.after_batch.setup(self)
     after_item,n = property(lambda self: self.ds.after_item),property(lambda self: len(self.dataset))
-    split_idx = property(lambda self: self.ds.split_idx, lambda self, i: setattr(self.ds, 'split_idx', i))
-    def __getattr__(self, k):
-        if k in ('vocab','c','n_inp','loss_func'): return getattr(self.dataset, k)
-        raise AttributeError(f'{type(self).__name__} has no {k!r}.')
+    split_idx = property(lambda self: self.after_item.split_idx)
+    @split_idx.setter
+    def split_idx(self, i): # A data set's own comes first
+        for p in (self.after_item,self.before_batch): p.split_idx = ifnone(getattr(self.dataset, 'split_idx', None), i)
     def new(self, dataset=None, **kwargs): # A loader like this one, but for `kwargs` and a data set that is given
         same = {*argnames(DataLoader.__init__),'items','before_batch'} & {*vars(self)} - {'ds','collate_fn'}
         old = {**{k: getattr(self, k) for k in same}, 'after_item':self.after_item, 'collate_fn':self._collate,
@@ -290,7 +273,7 @@ class TfmdDL(DataLoader):
         return L(self.decode_item(_item_at(b, i)) for i in range(find_bs(b)))
     def _show(self, o, ax, **kwargs): show_item(o, ax, **kwargs)
 
-# %% ../nbs/11_transform.ipynb #acd1f343
+# %% ../nbs/11_transform.ipynb #dcad77e6
 def _entered(tl, o): # The transforms that `o` still has to go through
     if tl.types is None:
         tl.types = [type(p := _pick(tl.items, 0))]
@@ -307,8 +290,7 @@ def test_set(dsets, items, with_labels:bool=False): # `Datasets` or `TfmdLists`;
 test_set.__test__ = False # pytest takes it for a test
 
 @patch
-def test_dl(self:DataLoaders,
-    items, # Paths, pictures, arrays, or rows of a frame
+def test_dl(self:DataLoaders, items, # Paths, pictures, arrays, or rows of a frame
     with_labels:bool=False, # Are there labels to be made of them?
     bs:int|None=None, num_workers:int=0, # Items in a batch (`None`: as for validation); processes that make them
     **kwargs # Passed on to the loader

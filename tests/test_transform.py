@@ -227,6 +227,14 @@ def test_transforms_run_in_their_split_and_place(dsets):
     assert calls[-2:]==[4,4] and len(train[0])==len(valid[1])==3 and (train[0]==10).all() and valid[0].max()<=1
     assert dls.train.decode(train)[0].max()==0 and torch.equal(dls.valid.decode(valid)[0], valid[0])
 
+def test_transforms_of_lists_of_items_run_in_their_split():
+    class Fewer(Transform):
+        split_idx = 0
+        def encodes(self, o:list): return o[:2]
+    for ds in (TfmdLists(range(8), Plus, splits=(range(4),range(4,8))).dataloaders(4, before_batch=Fewer, **quick),
+               DataLoaders.from_dsets([*range(4)], [*range(4)], bs=4, before_batch=Fewer, **quick)):
+        assert (len(ds.train.one_batch()), len(ds.valid.one_batch()), ds.train.split_idx, ds.valid.split_idx)==(2,4,0,1)
+
 def test_setup_of_batch_transforms_is_on_training(dsets):
     dls = dsets.dataloaders(bs=4, after_item=item, after_batch=[Normalize(), IntToFloatTensor], shuffle=False, **quick)
     x = dls.train.one_batch()[0]
