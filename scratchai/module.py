@@ -189,6 +189,10 @@ class Module(_Tree):
         return self
     def cuda(self, device=None): return self.to(f'cuda:{device}' if isinstance(device, int) else device or 'cuda')
     def cpu(self): return self.to('cpu')
+    def float(self): return self.to(torch.float32)
+    def double(self): return self.to(torch.float64)
+    def half(self): return self.to(torch.float16)
+    def bfloat16(self): return self.to(torch.bfloat16)
 
     def extra_repr(self)->str: return '' # Shown between the parentheses, for example '3, 16'
     def __repr__(self):

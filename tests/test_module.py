@@ -211,6 +211,7 @@ def test_to():
     assert m.to(torch.zeros(1, dtype=torch.float64)).mean.dtype==torch.float64 and m.count.dtype==torch.int64
     assert m.to('cpu', torch.float32, non_blocking=True).weight.dtype==torch.float32
     assert m.to(dtype=torch.bfloat16).weight.dtype==torch.bfloat16 and m.to(device='cpu').cpu() is m
+    for k in ('double','half','bfloat16','float'): assert getattr(m, k)() is m and m.weight.dtype==getattr(torch, k)
     with pytest.raises(TypeError, match='cannot become torch.int8'): m.to(torch.int8)
     b = Module()
     b.register_buffer('b', torch.ones(2))
