@@ -7,9 +7,8 @@ __all__ = ['SchedLin', 'SchedCos', 'SchedExp', 'SchedNo', 'sched_lin', 'sched_co
            'sched_poly', 'SchedPoly', 'plot_sched', 'combine_scheds', 'combined_cos', 'ParamScheduler', 'OneCycle',
            'FlatCos', 'SGDR', 'minimum', 'steep', 'valley', 'slide', 'SuggestionMethod', 'LRFinder']
 
-# %% ../nbs/10_schedule.ipynb #d4397fe8
+# %% ../nbs/10_schedule.ipynb #a4c1cd66
 import math
-from bisect import bisect_right
 from collections import namedtuple
 from copy import copy,deepcopy
 
@@ -20,39 +19,39 @@ from .core import *
 from .learner import *
 from .recorder import *
 
-# %% ../nbs/10_schedule.ipynb #c9408a7f
+# %% ../nbs/10_schedule.ipynb #823613a7
 def sched_lin(
     start, end, pos:float, # Values at 0 and 1 (arrays: one for each parameter group), and a place from 0 to 1
 ): # Value at `pos`
-    "A straight line"
+    "Equal steps"
     return start + pos*(end-start)
 
-def sched_cos(start, end, pos): return start + (1-math.cos(math.pi*pos))*(end-start)/2
+def sched_cos(start, end, pos): return sched_lin(start, end, (1-math.cos(math.pi*pos))/2) # Gentle at both ends
 def sched_exp(start, end, pos):
-    "Equal factors in equal steps; arguments as in `sched_lin`"
+    "Equal factors"
     if np.all(np.multiply(start, end)>0): return start * (end/start)**pos
     raise ValueError(f'Equal factors lead to a number of the same sign, not from {start} to {end}.')
 
-# %% ../nbs/10_schedule.ipynb #538a0bcc
+# %% ../nbs/10_schedule.ipynb #0b72a30d
 def annealer(f): return lambda start,end: partial(f, start, end) # From a formula `f(start, end, pos)` to schedules
-def sched_no(start, end, pos): return start
+def sched_no(start, end, pos): return start # It stays
+def sched_poly(start, end, power, pos): return sched_lin(start, end, pos**power) # The larger `power`, the later
 SchedLin,SchedCos,SchedExp,SchedNo = map(annealer, (sched_lin, sched_cos, sched_exp, sched_no))
-def sched_poly(start, end, power, pos): return start + (end-start)*pos**power
 
-# %% ../nbs/10_schedule.ipynb #7d4c805d
+# %% ../nbs/10_schedule.ipynb #26b45db3
 def SchedPoly(start, end, power): return partial(sched_poly, start, end, power) # A schedule along `pos**power`
 def plot_sched(scheds, n:int=201, ax=None, **kwargs): # A schedule, a list, or a dict by name; number of points
     "Draw schedules as functions of `pos`"
-    if not isinstance(scheds, dict): scheds = {f'{i}':f for i,f in enumerate(L(scheds))}
+    if not isinstance(scheds, dict): scheds = dict(enumerate(L(scheds)))
     ax,pos = ax or subplots(figsize=(4.5,2.7))[1][0],np.linspace(0, 1, n)
     for k,f in scheds.items(): ax.plot(pos, [f(p) for p in pos], label=k, **kwargs)
     ax.set(xlabel='pos', ylabel='value')
     if len(scheds)>1: ax.legend()
     return ax
 
-# %% ../nbs/10_schedule.ipynb #3c94b826
+# %% ../nbs/10_schedule.ipynb #a90295c0
 def _joined(starts, pcts, scheds, pos):
-    i = max(bisect_right(starts, pos+1e-9)-1, 0)
+    i = np.searchsorted(starts, max(pos, 0.)+1e-9, 'right')-1
     return scheds[i](max(pos-starts[i], 0.)/pcts[i] if pcts[i] else 1.)
 
 def combine_scheds(
@@ -62,20 +61,24 @@ def combine_scheds(
     pcts,scheds = [float(o) for o in pcts],list(scheds)
     if len(pcts)!=len(scheds) or min(pcts, default=-1)<0 or not math.isclose(sum(pcts), 1, abs_tol=1e-6):
         raise ValueError(f'The {len(scheds)} schedules need as many shares, none negative, that sum to 1; not {pcts}.')
-    return partial(_joined, [0.]+list(np.cumsum(pcts[:-1])), pcts, scheds)
+    return partial(_joined, np.cumsum([0., *pcts[:-1]]), pcts, scheds)
 
 def combined_cos(pct, start, middle, end):
     "`start` to `middle` in the first `pct` of the run, then `middle` to `end`, both along a cosine"
     return combine_scheds([pct, 1-pct], [SchedCos(start, middle), SchedCos(middle, end)])
 
-# %% ../nbs/10_schedule.ipynb #e8bfad42
+# %% ../nbs/10_schedule.ipynb #7281dfba
 class ParamScheduler(Callback):
     "Set hyper-parameters before each training batch, every one by its own schedule"
-    order,run_valid,old = 60,False,()
-    def __init__(self, scheds:dict): # By name of a hyper-parameter: a schedule, or a list with one for each group
-        self.scheds = scheds
+    order,run_valid,old,lr_max = 60,False,(),None
+    def __init__(self, scheds:dict): self.scheds = scheds # By name: a schedule, or a list with one for each group
+    def make(self, lr): return self.scheds # The schedules, when training begins; given the groups' rates
+    def _rates(self, lr): # Of all groups, after setting them to `lr` if it is not `None`
+        if lr is not None: self.opt.set_hyper('lr', lr)
+        return np.array([h['lr'] for h in self.opt.hypers], dtype=float)
     def before_fit(self):
         if not self.fitting: return
+        self.scheds = self.make(self._rates(self.lr_max))
         for k,f in self.scheds.items():
             if k not in self.opt.hypers[0]: raise KeyError(f'The optimizer has no {k!r} to schedule.')
             if not all(map(callable, L(f))): raise TypeError(f'The schedule of {k!r} is no function of `pos`: {f!r}.')
@@ -92,17 +95,8 @@ class ParamScheduler(Callback):
         for k,v in self.old: self.opt.set_hyper(k, v)
         self.old = ()
 
-# %% ../nbs/10_schedule.ipynb #a4de3eb1
-class _RateScheduler(ParamScheduler):
-    "Schedules made from the groups' rates when training begins"
-    lr_max = None
-    def before_fit(self):
-        if not self.fitting: return
-        if self.lr_max is not None: self.opt.set_hyper('lr', self.lr_max)
-        self.scheds = self.make(np.array([h['lr'] for h in self.opt.hypers]))
-        super().before_fit()
-
-class OneCycle(_RateScheduler):
+# %% ../nbs/10_schedule.ipynb #2c5c9dc1
+class OneCycle(ParamScheduler):
     "Rates from `lr/div` up to `lr`, then down to `lr/div_final`; momentum down and up"
     def __init__(self, lr_max=None, div=25., div_final=1e5, pct_start=0.25, moms=(0.95,0.85,0.95)):
         if moms and len(moms)!=3: raise ValueError(f'`moms` are three, at the start, the peak and the end; not {moms}.')
@@ -141,13 +135,13 @@ def plot_sched(self:Recorder,
         if len(lines)>1: ax.legend(lines, [f'group {i}' for i in range(len(lines))])
     return axs
 
-# %% ../nbs/10_schedule.ipynb #db39fe69
-class FlatCos(_RateScheduler):
+# %% ../nbs/10_schedule.ipynb #540861a9
+class FlatCos(ParamScheduler):
     "The groups' rates as they are for `pct_start` of the training, then a cosine down to `lr/div_final`"
     def __init__(self, lr_max=None, div_final:float=1e5, pct_start:float=0.75): store_attr() # As in `OneCycle`
     def make(self, lr): return dict(lr=combined_cos(self.pct_start, lr, lr, lr/self.div_final))
 
-class SGDR(_RateScheduler):
+class SGDR(ParamScheduler):
     "Cosines from the groups' rates to 0"
     def __init__(self, lens:list, lr_max=None): store_attr() # Length of each cycle in any unit; as in `OneCycle`
     def make(self, lr):
@@ -207,38 +201,31 @@ def slide(lrs, losses, num_it, lr_diff:int=15, thresh:float=0.005, adjust_value:
     lr = lrs[i].item()*adjust_value
     return lr,(lr,float(np.interp(math.log(lr), lrs.log(), losses)))
 
-# %% ../nbs/10_schedule.ipynb #59558b66
+# %% ../nbs/10_schedule.ipynb #7c27535e
 class SuggestionMethod:
-    "The rules by which `lr_find` can suggest a rate"
+    "The rules by which `lr_find` can suggest a rate, for the tab key"
     Valley,Slide,Minimum,Steep = valley,slide,minimum,steep
 
 class LRFinder(ParamScheduler):
     "Rates that grow by equal factors for `num_it` batches, or until the smoothed loss is four times its best"
-    group_rates = () # of each batch, those of all groups
-    def __init__(self, start_lr=1e-7, end_lr=10, num_it=100, stop_div=True, beta=0.98):
-        store_attr()
-        self.smooth = AvgSmoothLoss(beta)
-    losses = property(lambda self: self.smooth.values, doc="Smoothed loss of each batch")
+    group_rates = losses = () # Of each batch: the rates of all groups, and the smoothed loss
+    def __init__(self, start_lr=1e-7, end_lr=10, num_it=100, stop_div=True, beta=0.98): store_attr()
     rates = property(lambda self: [o[-1] for o in self.group_rates], doc="The last group's rate in each batch")
-    def before_fit(self):
-        if not self.fitting: return
+    def make(self, lr):
         lo,hi = self._rates(self.start_lr),self._rates(self.end_lr)
         if self.num_it<1 or not ((0<lo) & (lo<hi)).all():
             raise ValueError(f'Rates grow from above 0 in at least one batch, not from {lo} to {hi} in {self.num_it}.')
-        self.smooth.reset()
-        self.scheds,self.group_rates,self.best = dict(lr=SchedExp(lo, hi)),[],math.inf
-        super().before_fit()
-    def _rates(self, lr):
-        self.opt.set_hyper('lr', lr)
-        return np.array([h['lr'] for h in self.opt.hypers], dtype=float)
+        self.smooth,self.losses,self.group_rates = AvgSmoothLoss(self.beta),[],[]
+        return dict(lr=SchedExp(lo, hi))
     def before_batch(self): self._update(len(self.hps['lr'])/self.num_it)
     def after_batch(self):
         if self.learn.loss is not None:
             self.smooth.accumulate(self.learn)
+            self.losses.append(self.smooth.value)
             self.group_rates.append([h['lr'] for h in self.opt.hypers])
-            self.best = min(self.best, self.smooth.value)
-        lost = self.losses and not self.losses[-1] <= self.best + 3*abs(self.best)
-        if len(self.hps['lr'])>=self.num_it or (self.stop_div and lost): raise CancelFitException
+            best = min(self.losses)
+            if self.stop_div and not self.losses[-1] <= best + 3*abs(best): raise CancelFitException
+        if len(self.hps['lr'])>=self.num_it: raise CancelFitException
     def before_validate(self):
         if self.fitting: raise CancelValidException
     def suggest(self, *funcs)->dict: # Rules or their names; `(rate, point)` by name of the rule
