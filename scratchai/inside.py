@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Hook', 'Hooks', 'hook_outputs', 'hook_output', 'leaf_modules', 'HookCallback', 'ActivationStats', 'TraceCallback']
 
-# %% ../nbs/22_inside.ipynb #87a5abbe
+# %% ../nbs/22_inside.ipynb #112c8ed1
 import time
 from copy import deepcopy
 
@@ -15,6 +15,7 @@ from fastcore.all import *
 from .core import *
 from .data import *
 from .transform import *
+from .block import _brief # anything in a few words
 from .learner import *
 
 # %% ../nbs/22_inside.ipynb #2620822c
@@ -92,19 +93,14 @@ def summary(self:Learner):
     ws = [max(map(len, c)) for c in zip(*rows)]
     return PrettyString('\n'.join('  '.join(map(str.ljust, r, ws)).rstrip() for r in rows))
 
-# %% ../nbs/22_inside.ipynb #baeb37f7
+# %% ../nbs/22_inside.ipynb #4ed5f685
 @patch
 def summary(self:DataLoaders):
     "What happens to the first training item, step by step"
-    def what(o):
-        if not isinstance(o, Tensor): return printable(o)
-        spread = f'{float(o.min()):.3g} to {float(o.max()):.3g}, ' if o.numel() else ''
-        return f'{tuple(o.shape)} {str(o.dtype)[6:]}, {spread}on {o.device}'
-    def say(step, x): print(f'{step:<10}', str(apply(what, x)).replace("'", ''))
+    def say(step, x): print(f'{step:<10}', str(apply(_brief, x)).replace("'", ''))
     ds = getattr(self.train, 'ds', self.train_ds)
-    if getattr(ds, 'fns', None): say('file', '…/'+'/'.join(Path(ds.fns[0]).parts[-3:]))
-    item = ds[0]
-    say('item', item)
+    if getattr(ds, 'fns', None): say('file', Path(ds.fns[0]))
+    say('item', item := ds[0])
     say('collate', b := self.train.collate_fn([item]))
     b,tfms = to_device(b, self.device),L(self.after_batch).filter(lambda f: getattr(f, 'split_idx', None)!=1)
     for f in tfms:

@@ -238,11 +238,11 @@ def test_the_way_of_an_item(pictures):
     only = L(ToFloat(), ToFloat())
     only[1].split_idx = 1 # would fail: a float picture is not `(bs, h, w, c)` any more
     out = said(DataLoaders(DataLoader(Dataset(fns), n_workers=0), [], batch_tfms=only, device='cpu'))
-    assert out.count('ToFloat')==1 and out.splitlines()[0].startswith('file       …/') and '(1, 3, 64, 64) float32' in out
+    assert out.count('ToFloat')==1 and out.splitlines()[0].startswith('file       …/') and 'Tensor 1x3x64x64 float32, 0 to ' in out
     dicts = [dict(x=torch.zeros(2,3), name='a', y=1)]*4
     out = said(DataLoaders(DataLoader(dicts, bs=2, n_workers=0), device='cpu'))
-    assert out.splitlines()[0]=='item       {x: (2, 3) float32, 0 to 0, on cpu, name: a, y: 1}'
-    assert '(0,) float32, on cpu' in said(DataLoaders(DataLoader([torch.zeros(0)], bs=1, n_workers=0), device='cpu'))
+    assert out.splitlines()[0].startswith('item       {x: Tensor 2x3 float32, 0 to 0, name:')
+    assert 'tensor([])' in said(DataLoaders(DataLoader([torch.zeros(0)], bs=1, n_workers=0), device='cpu'))
 
 @pytest.mark.skipif(sys.platform!='linux', reason='names of files are text there')
 def test_an_item_whose_name_is_not_utf8(pictures):
