@@ -5,38 +5,39 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/33_fused.ipynb #6ab4e481
+# %% ../nbs/33_fused.ipynb #12e6fdc4
 import ctypes,itertools,os,shlex,subprocess,tempfile,warnings
 from pathlib import Path
 import torch
 from torch import Tensor
 from fastcore.all import *
-from .optimizer import Optimizer,Tensors,_run_lists,_run_pieces
+from .optimizer import Optimizer,_run_lists,_run_pieces
 
-# %% ../nbs/33_fused.ipynb #f34df547
-class _Traced(Tensors):
-    "Stands for the tensor `name`, and writes what is done to it to `ops`, and numbers to `scalars`"
-    def __init__(self, name, ops, scalars): self.name,self.ops,self.scalars = name,ops,scalars
-    def __repr__(self): return self.name
-    def _named(self, name): return _Traced(name, self.ops, self.scalars)
-    @property
-    def grad(self): return self._named('grad')
-
-    @grad.setter
-    def grad(self, v):
-        if v.name!='grad': self.grad.copy_(v)
+# %% ../nbs/33_fused.ipynb #842062e6
+class _Traced(Tensor):
+    "Stands for the tensor `var`, and writes what is done to it to `ops`, and numbers to `scalars`"
+    def __new__(cls, var, ops, scalars):
+        self = super().__new__(cls)
+        self.var,self.ops,self.scalars = var,ops,scalars
+        return self
+    def __repr__(self): return self.var
+    def _named(self, var): return _Traced(var, self.ops, self.scalars)
+    def _set_grad(self, v): getattr(v, 'var', '')=='grad' or self.grad.copy_(v)
+    grad = property(lambda self: self._named('grad'), _set_grad)
 
     def _slot(self, o):
-        if isinstance(o, _Traced): return 'tensor',o.name
+        if isinstance(o, _Traced): return 'tensor',o.var
         if isinstance(o, Tensor): raise NotImplementedError('a piece uses a tensor from outside')
         if isinstance(o, bool) or not isinstance(o, (int,float)): return 'constant',o
         self.scalars.append(o)
         return 'scalar',len(self.scalars)-1
 
-    def _call(self, name, func, *args, **kwargs):
-        out = args[0] if name[-1]=='_' else self._named(f'_{len(self.ops)}')
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs={}):
+        self,name = first((*args, *kwargs.values()), risinstance(cls)),func.__name__
+        out = args[0] if name[-1]=='_' and name[-2:]!='__' else self._named(f'_{len(self.ops)}')
         slots = tuple(map(self._slot, args)),tuple((k,self._slot(o)) for k,o in kwargs.items())
-        self.ops.append((name, func, out.name, *slots))
+        self.ops.append((name, func, out.var, *slots))
         return out
 
 def _record(cbs, state, hyper):
@@ -46,11 +47,11 @@ def _record(cbs, state, hyper):
     _run_pieces(cbs, _Traced('p', ops, scalars), state, hyper)
     return ops,scalars,names,state
 
-# %% ../nbs/33_fused.ipynb #8e3ded7d
+# %% ../nbs/33_fused.ipynb #b4a8e62f
 _c_ops = dict(add='{0} + {alpha}*{1}', sub='{0} - {alpha}*{1}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}', copy='{1}',
     clone='{0}', abs='std::fabs({0})', sqrt='std::sqrt({0})', sign='({0}>0) - ({0}<0)', reciprocal='1/{0}')
 _c_ops |= dict(maximum='{0}>{1} || {0}!={0} ? {0} : {1}', minimum='{0}<{1} || {0}!={0} ? {0} : {1}')
-_c_ops |= dict(addcmul='{0} + {value}*{1}*{2}', addcdiv='{0} + {value}*{1}/{2}')
+_c_ops |= dict(rsub='{1} - {alpha}*{0}', rdiv='{1}/{0}', addcmul='{0} + {value}*{1}*{2}', addcdiv='{0} + {value}*{1}/{2}')
 _c_ops['lerp'] = '{2}<0.5 ? {0} + {2}*({1}-{0}) : {1} - (1-{2})*({1}-{0})'
 
 def _c_lines(ops, names, T):
@@ -58,7 +59,7 @@ def _c_lines(ops, names, T):
     def val(kind, o): return var[o] if kind=='tensor' else f's{o}'
     for i,(name,_,out,args,kwargs) in enumerate(ops):
         kwargs = dict(alpha=1, value=1) | {k:val(*o) for k,o in kwargs}
-        lines.append(f'{T} v{i} = {_c_ops[name.rstrip("_")].format(*[val(*o) for o in args], **kwargs)};')
+        lines.append(f'{T} v{i} = {_c_ops[name.strip("_")].format(*[val(*o) for o in args], **kwargs)};')
         var[out] = f'v{i}'
     return lines + [f'{n}_[j] = {var[n]};' for n in names if var[n]!=n]
 
@@ -98,17 +99,17 @@ def _c_kernel(ops, n_scalars, names, t):
         f(*map(ctypes.c_int64, (torch.get_num_threads(), len(sizes))), *[ctypes.c_void_p(o.data_ptr()) for o in args])
     return kernel
 
-# %% ../nbs/33_fused.ipynb #6c3443ae
+# %% ../nbs/33_fused.ipynb #18db9df5
 def _kernel(ops, n_scalars, names, t):
     if t.device.type!='cpu' or t.dtype not in (torch.float32,torch.float64):
         raise NotImplementedError(f'there are no kernels for {t.dtype} on {t.device.type}')
     for name,_,_,args,kwargs in ops:
-        known = name.rstrip('_') in _c_ops and {k for k,_ in kwargs}<={'alpha','value'}
+        known = name.strip('_') in _c_ops and {k for k,_ in kwargs}<={'alpha','value'}
         known = known and 'constant' not in [kind for kind,_ in args]
         if not known: raise NotImplementedError(f'`{name}` is no formula that it knows')
     return _c_kernel(ops, n_scalars, names, t)
 
-# %% ../nbs/33_fused.ipynb #91007be8
+# %% ../nbs/33_fused.ipynb #d0c7c0ca
 def _whole(p, state):
     dense = p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last)
     return dense and all((o.shape,o.stride(),o.dtype)==(p.shape,p.stride(),p.dtype)
@@ -133,7 +134,7 @@ class _Fused:
         "The kernel, its scalars, the names of its inputs, and the new state; `None` if there can be none"
         try:
             ops,scalars,names,new = _record(cbs, state, hyper)
-            if not ops or any(isinstance(v, _Traced) and v.name!=k for k,v in new.items()): return None
+            if not ops or any(isinstance(v, _Traced) and v.var!=k for k,v in new.items()): return None
             key = tuple(ops),tuple(names),p.dtype,p.device
             if key not in self.kernels: self.kernels[key] = _kernel(ops, len(scalars), names, p)
         except Exception as e:

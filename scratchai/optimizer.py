@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 from fastcore.all import *
 
-# %% ../nbs/07_optimizer.ipynb #6aa0522e
+# %% ../nbs/07_optimizer.ipynb #352f18e5
 def sgd_step(p, lr, **kwargs): p.add_(p.grad, alpha=-lr) # Move against the gradient
 
 def weight_decay(p, lr, wd, do_wd=True, **kwargs):
     "Shrink `p` by the share `lr*wd`, unless its state says `do_wd=False`"
     if do_wd and wd: p.mul_(1-lr*wd)
-weight_decay.defaults = dict(wd=0.)
 
 def l2_reg(p, wd, do_wd=True, **kwargs):
     "Add the gradient of `wd/2 * (p**2).sum()` to that of the loss, unless its state says `do_wd=False`"
     if do_wd and wd: p.grad.add_(p, alpha=wd)
-l2_reg.defaults = dict(wd=0.)
+weight_decay.defaults = l2_reg.defaults = dict(wd=0.)
 
 # %% ../nbs/07_optimizer.ipynb #5f1fa188
 def _attr(cb, k, default): return getattr(cb, k, getattr(getattr(cb, 'func', None), k, default))
@@ -48,12 +47,11 @@ def momentum_step(p, lr, mom, grad_avg, nesterov=False, **kwargs):
     if nesterov: p.add_(p.grad, alpha=-lr)
     p.add_(grad_avg, alpha=-lr*mom if nesterov else -lr)
 
-# %% ../nbs/07_optimizer.ipynb #5e04779a
+# %% ../nbs/07_optimizer.ipynb #0e244ec2
 def _decay(decouple_wd): return weight_decay if decouple_wd else l2_reg
 
 def SGD(
-    params, # Parameters, or a list of lists of them
-    lr:float|slice, # Learning rate
+    params, lr:float|slice, # Parameters, or a list of lists of them; learning rate
     mom:float=0., # Share of itself that the velocity keeps, β
     wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
     dampening:float=0., # A later gradient adds `1-dampening` of itself to the velocity
@@ -108,42 +106,28 @@ def Adam(
     cbs = [_decay(decouple_wd), *_adam_averages, adam_step]
     return Optimizer(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
-# %% ../nbs/07_optimizer.ipynb #5e18ea13
-class Tensors:
+# %% ../nbs/07_optimizer.ipynb #8637ee20
+class Tensors(Tensor):
     "Tensors of any shapes that are worked on together, as if they were one"
-    def __init__(self, ts): self.ts = list(ts)
+    def __new__(cls, ts):
+        self = super().__new__(cls)
+        self.ts = list(ts)
+        return self
     def __iter__(self): return iter(self.ts)
     def __repr__(self): return f'Tensors({self.ts})'
-    def __bool__(self): raise TypeError('A piece marked `multi` cannot branch on values: leave the mark off.')
 
-    def __getattr__(self, k):
-        f = None if k[:2]=='__' else getattr(Tensor, k, None)
-        if not callable(f): raise AttributeError(f'Many tensors have no common `{k}`: leave the mark `multi` off.')
-        return partial(self._call, k, f, self)
-
+    grad = property(lambda self: Tensors(o.grad for o in self.ts), Tensor.grad.__set__)
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs={}):
-        self = first(o for o in (*args, *kwargs.values()) if isinstance(o, cls))
-        return self._call(func.__name__, func, *args, **kwargs)
-
-    @property
-    def grad(self): return Tensors(o.grad for o in self.ts)
-
-    @grad.setter
-    def grad(self, v):
-        for o,g in zip(self.ts, v): o.grad = g
-
-    def _call(self, name, func, *args, **kwargs):
-        def at(i, o): return o.ts[i] if isinstance(o, Tensors) else o
+        name,all_args = func.__name__,(*args, *kwargs.values())
         try: res = getattr(torch, f'_foreach_{name}')(*[getattr(o, 'ts', o) for o in args], **kwargs)
         except (AttributeError,TypeError,RuntimeError):
-            res = [func(*[at(i,o) for o in args], **{k:at(i,o) for k,o in kwargs.items()}) for i in range(len(self.ts))]
-        return args[0] if name[-1]=='_' and name[-2:]!='__' else Tensors(res)
-
-_ops = dict(radd='add', rmul='mul', truediv='div', iadd='add_', isub='sub_', imul='mul_', itruediv='div_', ipow='pow_')
-for k,f in ({k:k for k in 'add sub mul pow neg abs lt le gt ge eq ne'.split()} | _ops).items():
-    setattr(Tensors, f'__{k}__', lambda self, *args, f=f: getattr(self, f)(*args))
-Tensors.__rsub__,Tensors.__rtruediv__ = lambda self, o: -self + o,lambda self, o: self.reciprocal()*o
+            n = next(len(o.ts) for o in all_args if isinstance(o, Tensors))
+            rows = zip(*[o.ts if isinstance(o, Tensors) else [o]*n for o in all_args])
+            res = [func(*row[:len(args)], **dict(zip(kwargs, row[len(args):]))) for row in rows]
+        if name[-1]=='_' and name[-2:]!='__': return args[0]
+        if isinstance(res[0], Tensor) or res[0] is None: return Tensors(res)
+        raise AttributeError(f'There is no common `{torch.overrides.resolve_name(func)}`: leave the mark `multi` off.')
 
 # %% ../nbs/07_optimizer.ipynb #60d6eab3
 def multi(f):
@@ -154,7 +138,7 @@ def multi(f):
 for f in (sgd_step, weight_decay, l2_reg, average_grad, momentum_step): multi(f)
 for f in (average_sqr_grad, rms_prop_step, step_stat, adam_step): multi(f)
 
-# %% ../nbs/07_optimizer.ipynb #09bb3552
+# %% ../nbs/07_optimizer.ipynb #02411e7c
 def _run_pieces(cbs, p, state, hyper):
     for cb in cbs:
         new,name = ifnone(cb(p, **{**state, **hyper}), {}),_attr(cb, '__name__', cb)
@@ -171,10 +155,8 @@ def _run_lists(cbs, ps, states, hyper, n=2**20):
     for _,items in itertools.groupby(zip(chunk, ps, states), key=lambda o: o[0]):
         _,ps,states = zip(*items)
         state = {k:Tensors(o[k] for o in states) if isinstance(v, Tensor) else v for k,v in states[0].items()}
-        old = dict(state)
         _run_pieces(cbs, Tensors(ps), state, hyper)
         for k,v in state.items():
-            if v is old.get(k): continue # changed in place, if at all
             vs = v.ts if isinstance(v, Tensors) else [v.clone() if isinstance(v, Tensor) else v for _ in states]
             for o,x in zip(states, vs): o[k] = x
 
@@ -191,9 +173,9 @@ def _per_group(k, v, n):
         raise ValueError(f"`{k}` cannot be {bad[0]!r}: a number is wanted" + ", 0 or more."*(k=='lr'))
     return vs
 
-# %% ../nbs/07_optimizer.ipynb #b66d1842
+# %% ../nbs/07_optimizer.ipynb #75ccf6a3
 def _to_groups(params):
-    "`params` as a list of groups, checked for what goes wrong most often"
+    "`params` (one, some, or lists of them) as a list of groups"
     if hasattr(params, 'parameters'): raise TypeError("For the parameters of a model, give its `.parameters()`.")
     params,seen = [params] if isinstance(params, Tensor) else list(params),set()
     groups = L(L(list(g)) for g in ([params] if all(isinstance(o, Tensor) for o in params) else params))
@@ -207,7 +189,7 @@ def _to_groups(params):
             seen.add(p)
     return groups
 
-# %% ../nbs/07_optimizer.ipynb #8b421375
+# %% ../nbs/07_optimizer.ipynb #6db6bab1
 class _BaseOptimizer:
     "What every optimizer can do: groups, hyper-parameters, names and freezing"
 
@@ -224,8 +206,8 @@ class _BaseOptimizer:
         "Set the hyper-parameter `k`"
         for i,o in enumerate(_per_group(k, v, len(self.param_lists))): self._put(i, k, o)
 
-    def set_names(self, named_params):
-        "Learn the names of parameters from `(name, parameter)` pairs, so that state is saved by name"
+    def set_names(self, named_params): # `(name, parameter)` pairs, as `model.named_parameters()` gives them
+        "Learn the names by which state is saved"
         self.names = {p:n for n,p in named_params}
 
     def zero_grad(self, set_to_none:bool=True):
@@ -240,19 +222,19 @@ class _BaseOptimizer:
 
     def freeze_to(self, n:int):
         "Freeze the groups before the `n`-th (from the end, if negative), and let the others train"
-        self.frozen_idx = n if n>=0 else max(0, len(self.param_lists)+n)
-        if self.frozen_idx>=len(self.param_lists): warnings.warn(f'`freeze_to({n})` freezes all parameter groups.')
-        self.set_freeze(slice(self.frozen_idx, None), True)
-        self.set_freeze(slice(self.frozen_idx), False)
+        self.frozen_idx = len(self.param_lists[:n])
+        if self.frozen_idx==len(self.param_lists): warnings.warn(f'`freeze_to({n})` freezes all parameter groups.')
+        self.set_freeze(slice(n, None), True)
+        self.set_freeze(slice(n), False)
 
     def freeze(self):
         "Let only the last group train"
         if len(self.param_lists)<2: raise ValueError('`freeze` takes two parameter groups or more.')
         self.freeze_to(-1)
 
-    def unfreeze(self): self.freeze_to(0)
+    def unfreeze(self): self.freeze_to(0) # Let all groups train
 
-# %% ../nbs/07_optimizer.ipynb #5740ee83
+# %% ../nbs/07_optimizer.ipynb #9eec1065
 class Optimizer(_BaseOptimizer):
     "Runs the pieces `cbs` on every parameter that has a gradient"
 
@@ -269,11 +251,6 @@ class Optimizer(_BaseOptimizer):
         groups = [f'{len(pg)} tensors, {h}' for pg,h in zip(self.param_lists, self.hypers)]
         return '\n'.join([f"Optimizer of {', '.join(_attr(cb, '__name__', str(cb)) for cb in self.cbs)}", *groups])
 
-    def clear_state(self):
-        "Forget everything but the flags `force_train` and `do_wd`"
-        for p in [*self.state]: self.state[p] = {k:v for k,v in self.state[p].items() if k in ('force_train','do_wd')}
-
-    def _load_state(self, p, state): self.state[p] = state
     def _known(self): return {k for f in self.cbs for k in (*signature(f).parameters, *_defaults(f))} - {'p','kwargs'}
     def _has(self, k): return k in self.hypers[0] or k in self._known()
 
@@ -283,11 +260,11 @@ class Optimizer(_BaseOptimizer):
 
     def _batches(self):
         "Parameters that may share a call, with their states and hyper-parameters"
+        def same(v): return Tensor if isinstance(v, Tensor) else v if isinstance(v, (int,float,str)) else id(v)
         res = {}
         for p,_,state,hyper in self.all_params(with_grad=True):
-            same = [v if isinstance(v, (int,float,str)) else id(v) for v in state.values() if not isinstance(v, Tensor)]
-            tensors = [k for k,v in state.items() if isinstance(v, Tensor)]
-            ps,states,_ = res.setdefault((*hyper.items(), p.device, p.dtype, *state, *tensors, *same), ([],[],hyper))
+            key = (p.device, p.dtype, *hyper.items(), *state, *map(same, state.values()))
+            ps,states,_ = res.setdefault(key, ([],[],hyper))
             ps.append(p), states.append(state)
         return res.values()
 

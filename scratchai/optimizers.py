@@ -16,7 +16,7 @@ from fastcore.all import *
 from .optimizer import *
 from .optimizer import _BaseOptimizer,_adam_averages,_decay,_per_group,_to_groups
 
-# %% ../nbs/34_optimizers.ipynb #3ff7a028
+# %% ../nbs/34_optimizers.ipynb #ef5a9bc5
 @multi
 def nadam_step(p, lr, mom, sqr_mom, step, grad_avg, sqr_avg, eps, mu=None, mu_next=None, mu_prod=None, **kwargs):
     "Adam's step with Nesterov's numerator; `mu`, `mu_next` and `mu_prod` come from `momentum_warmup`"
@@ -32,10 +32,8 @@ def momentum_warmup(p, mom, momentum_decay, step, mu_prod=1., **kwargs):
     return dict(mu=mu, mu_next=mu_next, mu_prod=mu_prod*mu)
 
 def NAdam(
-    params, lr:float|slice, # Parameters, or a list of lists of them; learning rate
-    mom:float=0.9, sqr_mom:float=0.99, # Shares of themselves that the averages keep, β₁ and β₂
-    eps:float=1e-5, # Added to the root mean square
-    wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
+    params, lr:float|slice, mom:float=0.9, sqr_mom:float=0.99, # As in `Adam`
+    eps:float=1e-5, wd:float=0., decouple_wd:bool=True, # As in `Adam`
     momentum_decay:float|None=None, # Warm the momentum up, as PyTorch does with 4e-3?
 )->Optimizer:
     "NAdam (Dozat, 2016)"
@@ -43,7 +41,7 @@ def NAdam(
     cbs = [_decay(decouple_wd), *_adam_averages, *[momentum_warmup]*len(kwargs), nadam_step]
     return Optimizer(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd, **kwargs)
 
-# %% ../nbs/34_optimizers.ipynb #0d580249
+# %% ../nbs/34_optimizers.ipynb #279616c8
 @multi
 def radam_step(p, lr, mom, sqr_mom, step, grad_avg, sqr_avg, eps, beta=0., **kwargs):
     "Adam's step times RAdam's factor, or a plain step early on; `beta`: softplus the denominator (SAdam)"
@@ -56,17 +54,15 @@ def radam_step(p, lr, mom, sqr_mom, step, grad_avg, sqr_avg, eps, beta=0., **kwa
 radam_step.defaults = dict(eps=1e-5)
 
 def RAdam(
-    params, lr:float|slice, # Parameters, or a list of lists of them; learning rate
-    mom:float=0.9, sqr_mom:float=0.99, # Shares of themselves that the averages keep, β₁ and β₂
-    eps:float=1e-5, wd:float=0., # Added to the root mean square; weight decay
+    params, lr:float|slice, mom:float=0.9, sqr_mom:float=0.99, eps:float=1e-5, wd:float=0., # As in `Adam`
     beta:float=0., # Not 0: a softplus of this sharpness on the denominator (SAdam)
-    decouple_wd:bool=True, # Decay apart from the gradient, or L2 regularisation?
+    decouple_wd:bool=True, # As in `Adam`
 )->Optimizer:
     "RAdam (https://arxiv.org/abs/1908.03265)"
     cbs = [_decay(decouple_wd), *_adam_averages, radam_step]
     return Optimizer(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd, beta=beta)
 
-# %% ../nbs/34_optimizers.ipynb #41169c5c
+# %% ../nbs/34_optimizers.ipynb #9deadddf
 @multi
 def qhadam_step(p, lr, mom, sqr_mom, nu_1, nu_2, step, grad_avg, sqr_avg, eps, **kwargs):
     "Adam's step with part of the newest gradient and square in place of their averages"
@@ -76,17 +72,15 @@ def qhadam_step(p, lr, mom, sqr_mom, nu_1, nu_2, step, grad_avg, sqr_avg, eps, *
 qhadam_step.defaults = dict(nu_1=0.7, nu_2=1., eps=1e-8)
 
 def QHAdam(
-    params, lr:float|slice, # Parameters, or a list of lists of them; learning rate
-    mom:float=0.999, sqr_mom:float=0.999, # Shares of themselves that the averages keep, β₁ and β₂
+    params, lr:float|slice, mom:float=0.999, sqr_mom:float=0.999, # As in `Adam`
     nu_1:float=0.7, nu_2:float=1.0, # Shares of the averages in numerator and denominator
-    eps:float=1e-8, # Added to the root mean square
-    wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
+    eps:float=1e-8, wd:float=0., decouple_wd:bool=True, # As in `Adam`
 )->Optimizer:
     "QHAdam (https://arxiv.org/abs/1810.06801)"
     cbs = [_decay(decouple_wd), *_adam_averages, qhadam_step]
     return Optimizer(params, cbs, lr=lr, nu_1=nu_1, nu_2=nu_2, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
-# %% ../nbs/34_optimizers.ipynb #250ed28b
+# %% ../nbs/34_optimizers.ipynb #11059a40
 @multi
 def lamb_step(p, lr, mom, sqr_mom, step, grad_avg, sqr_avg, eps, **kwargs):
     "Adam's step, scaled to the norm of the parameter"
@@ -97,16 +91,14 @@ def lamb_step(p, lr, mom, sqr_mom, step, grad_avg, sqr_avg, eps, **kwargs):
 lamb_step.defaults = dict(eps=1e-5)
 
 def Lamb(
-    params, lr:float|slice, # Parameters, or a list of lists of them; learning rate
-    mom:float=0.9, sqr_mom:float=0.99, # Shares of themselves that the averages keep, β₁ and β₂
-    eps:float=1e-5, # Added to the root mean square
-    wd:float=0., decouple_wd:bool=True, # Weight decay; apart from the gradient, or as L2 regularisation?
+    params, lr:float|slice, mom:float=0.9, sqr_mom:float=0.99, # As in `Adam`
+    eps:float=1e-5, wd:float=0., decouple_wd:bool=True, # As in `Adam`
 )->Optimizer:
     "LAMB (https://arxiv.org/abs/1904.00962)"
     cbs = [_decay(decouple_wd), *_adam_averages, lamb_step]
     return Optimizer(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
-# %% ../nbs/34_optimizers.ipynb #8c7d0e2c
+# %% ../nbs/34_optimizers.ipynb #b8143e79
 @multi
 def lion_step(p, lr, mom, avg_mom, grad_avg=None, **kwargs):
     "Move by the sign of a mix of gradient and average, then bring the average up to date"
@@ -116,10 +108,9 @@ def lion_step(p, lr, mom, avg_mom, grad_avg=None, **kwargs):
 lion_step.defaults = dict(mom=0.9, avg_mom=0.99)
 
 def Lion(
-    params, lr:float|slice, # Parameters, or a list of lists of them; a third to a tenth of Adam's learning rate
+    params, lr:float|slice, # As in `Adam`; a third to a tenth of its learning rate
     mom:float=0.9, avg_mom:float=0.99, # Shares of the average in the mix, β₁, and in itself, β₂
-    wd:float=0.01, # Weight decay; three to ten times larger than Adam's
-    decouple_wd:bool=True, # Decay apart from the gradient, or L2 regularisation?
+    wd:float=0.01, decouple_wd:bool=True, # As in `Adam`, but three to ten times larger
 )->Optimizer:
     "Lion (https://arxiv.org/abs/2302.06675)"
     return Optimizer(params, [_decay(decouple_wd), lion_step], lr=lr, mom=mom, avg_mom=avg_mom, wd=wd)
@@ -144,19 +135,17 @@ def Lookahead(
     opt.set_hypers(k=k, alpha=alpha)
     return opt
 
-# %% ../nbs/34_optimizers.ipynb #be4d8ffd
+# %% ../nbs/34_optimizers.ipynb #77c92320
 @delegates(RAdam)
 def ranger(
-    params, lr:float|slice, # Parameters, or a list of lists of them; learning rate
-    mom:float=0.95, # Share of itself that the average of gradients keeps, β₁
-    wd:float=0.01, eps:float=1e-6, # Weight decay; added to the root mean square
-    k:int=6, alpha:float=0.5, # Steps between two meetings; share of the way that the slow weights go
+    params, lr:float|slice, mom:float=0.95, wd:float=0.01, eps:float=1e-6, # As in `RAdam`
+    k:int=6, alpha:float=0.5, # As in `Lookahead`
     **kwargs
 )->Optimizer:
     "`Lookahead` around `RAdam`"
     return Lookahead(RAdam(params, lr=lr, mom=mom, wd=wd, eps=eps, **kwargs), k=k, alpha=alpha)
 
-# %% ../nbs/34_optimizers.ipynb #30e51caa
+# %% ../nbs/34_optimizers.ipynb #d48ced5a
 torch_names = dict(momentum='mom', alpha='sqr_mom', weight_decay='wd', betas__0='mom', betas__1='sqr_mom')
 
 def _flatten(group):
@@ -169,12 +158,17 @@ def _place(group, key, v):
     name,_,i = key.partition('__')
     group[name] = tuple(v if str(j)==i else o for j,o in enumerate(group[name])) if i else v
 
+_own_flags = 'force_train','do_wd'
+
 class _States:
     "By parameter: the flags that we keep, and behind them the state that the torch optimizer `opt` keeps"
     def __init__(self, opt): self.flags,self.opt = defaultdict(dict),opt
     def __getitem__(self, p): return ChainMap(self.flags[p], self.opt.state.get(p, {}))
+    def __setitem__(self, p, state):
+        self.flags[p] = {k:v for k,v in state.items() if k in _own_flags}
+        self.opt.state[p] = {k:v for k,v in state.items() if k not in _own_flags}
 
-# %% ../nbs/34_optimizers.ipynb #5e41f0cb
+# %% ../nbs/34_optimizers.ipynb #94fe5ecd
 class OptimWrapper(_BaseOptimizer, GetAttr):
     "A `torch.optim` optimizer with the methods of `Optimizer`"
     _default = 'opt'
@@ -192,18 +186,11 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
         if callable(opt):
             ours = {k:kwargs.pop(k) for k in list(kwargs) if k=='lr' or k in self.hp_map.values()}
             groups = [dict(params=list(g)) for g in _to_groups(params)] if convert_groups else list(params)
-            opt = opt(groups, **{**self._first(opt, ours, len(groups)), **kwargs})
+            names = {k:self.hp_map.get(k, k) for k in inspect.signature(opt).parameters}
+            first_group = {k:_per_group(o, ours[o], len(groups))[0] for k,o in names.items() if o in ours}
+            opt = opt(groups, **{**first_group, **kwargs})
         self.opt,self.state = opt,_States(opt)
         self.set_hypers(**ours)
-
-    def _first(self, cls, ours, n):
-        "The values for the first of `n` groups, by the names that the class `cls` knows"
-        known = {k:o.default for k,o in inspect.signature(cls).parameters.items()}
-        res = dict(known)
-        for theirs in _flatten(known):
-            k = self.hp_map.get(theirs, theirs)
-            if k in ours: _place(res, theirs, _per_group(k, ours[k], n)[0])
-        return {k:v for k,v in res.items() if v is not known[k]}
 
     @property
     def param_lists(self): return L(L(g['params']) for g in self.opt.param_groups)
@@ -242,14 +229,6 @@ class OptimWrapper(_BaseOptimizer, GetAttr):
             for g,ps in whole: g['params'] = ps
             del self.opt.param_groups[len(whole):]
 
-    def clear_state(self):
-        "Forget everything but the flags"
-        self.opt.state.clear()
-
-    def _load_state(self, p, state):
-        self.state.flags[p] = {k:state.pop(k) for k in ('force_train','do_wd') if k in state}
-        if state: self.opt.state[p] = state
-
 # %% ../nbs/34_optimizers.ipynb #5feaed02
 def _fits(p, v): return not isinstance(v, Tensor) or not v.dim() or v.shape==p.shape
 
@@ -264,7 +243,7 @@ def _named(self:_BaseOptimizer):
         if i>1: raise ValueError(f"Two parameters have the name `{n}`.")
     return res
 
-# %% ../nbs/34_optimizers.ipynb #96bb9a4a
+# %% ../nbs/34_optimizers.ipynb #62318832
 @patch
 def _misfits(self:_BaseOptimizer, sd):
     ps = {n:p for p,n in self._named().items()}
@@ -292,9 +271,15 @@ def load_state_dict(self:_BaseOptimizer, sd, strict=True):
         warnings.warn(f"Left out of the saved optimizer state: {'; '.join(bad)}.")
     for p,n in (names := self._named()).items():
         saved = sd['state'].get(n)
-        if saved is not None and all(_fits(p, v) for v in saved.values()):
-            self._load_state(p, {k:_suited(p, k, v) for k,v in saved.items()})
+        if saved is None or not all(_fits(p, v) for v in saved.values()): continue
+        self.state[p] = {k:_suited(p, k, v) for k,v in saved.items()}
     was = {n:h for group,h in zip(sd['groups'], sd['hypers']) for n in group}
     for i,pg in enumerate(self.param_lists):
         for k,v in next((was[names[p]] for p in pg if names[p] in was), {}).items():
             if self._has(k): self._put(i, k, v)
+
+# %% ../nbs/34_optimizers.ipynb #fb9fbfa7
+@patch
+def clear_state(self:_BaseOptimizer):
+    "Forget everything but the flags `force_train` and `do_wd`"
+    for p in self.param_lists.concat(): self.state[p] = {k:v for k,v in self.state[p].items() if k in _own_flags}

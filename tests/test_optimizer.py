@@ -219,8 +219,16 @@ def test_tensors_do_what_a_tensor_does():
 
 def test_tensors_say_what_they_cannot():
     ts = Tensors([torch.ones(2), torch.ones(3)])
-    with pytest.raises(AttributeError, match='no common `shape`'): ts.shape
-    with pytest.raises(TypeError, match='leave the mark off'): bool(ts.norm()>1.)
+    for f,k in (lambda: ts.shape, 'shape'),(lambda: ts.numel(), 'numel'),(lambda: len(ts), '__len__'),(lambda: ts.norm().item(), 'item'),(lambda: bool(ts.norm()>1.), '__bool__'):
+        with pytest.raises(AttributeError, match=f'no common `torch.Tensor.{k}.*leave the mark `multi` off'): f()
+
+def test_what_is_set_on_many_tensors_is_set_on_each():
+    ts = Tensors([torch.ones(2), torch.ones(3)])
+    ts.grad = ts*2
+    ts.data = ts*3
+    assert [(t.tolist(), t.grad.tolist()) for t in ts] == [([3.]*2, [2.]*2), ([3.]*3, [2.]*3)]
+    ts.grad /= 2
+    assert [t.grad.tolist() for t in ts] == [[1.]*2, [1.]*3]
 
 def written(p, lr, n=None, **kwargs):
     p.grad *= 0.5
