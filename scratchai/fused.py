@@ -47,11 +47,11 @@ def _record(cbs, state, hyper):
     _run_pieces(cbs, _Traced('p', ops, scalars), state, hyper)
     return ops,scalars,names,state
 
-# %% ../nbs/33_fused.ipynb #b4a8e62f
+# %% ../nbs/33_fused.ipynb #6156ac59
 _c_ops = dict(add='{0} + {alpha}*{1}', sub='{0} - {alpha}*{1}', mul='{0}*{1}', div='{0}/{1}', neg='-{0}', copy='{1}',
     clone='{0}', abs='std::fabs({0})', sqrt='std::sqrt({0})', sign='({0}>0) - ({0}<0)', reciprocal='1/{0}')
-_c_ops |= dict(maximum='{0}>{1} || {0}!={0} ? {0} : {1}', minimum='{0}<{1} || {0}!={0} ? {0} : {1}')
-_c_ops |= dict(rsub='{1} - {alpha}*{0}', rdiv='{1}/{0}', addcmul='{0} + {value}*{1}*{2}', addcdiv='{0} + {value}*{1}/{2}')
+_c_ops |= dict(maximum='{0}>{1} || {0}!={0} ? {0} : {1}', minimum='{0}<{1} || {0}!={0} ? {0} : {1}', rdiv='{1}/{0}')
+_c_ops |= dict(addcmul='{0} + {value}*{1}*{2}', addcdiv='{0} + {value}*{1}/{2}', rsub='{1} - {alpha}*{0}')
 _c_ops['lerp'] = '{2}<0.5 ? {0} + {2}*({1}-{0}) : {1} - (1-{2})*({1}-{0})'
 
 def _c_lines(ops, names, T):

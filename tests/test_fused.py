@@ -63,7 +63,7 @@ def test_whole_numbers_as_rates_and_gradients_that_are_set(mark):
         opt.step()
     assert p.tolist()==[-4.,-3.] and p.grad.tolist()==[0.5,0.5]
 
-@pytest.mark.parametrize('f', [lambda p,g: torch.maximum(p, g), lambda p,g: torch.maximum(g, p), lambda p,g: torch.minimum(p, g), lambda p,g: p.sign(), lambda p,g: 2/p, lambda p,g: 1-abs(p)])
+@pytest.mark.parametrize('f', [lambda p,g: torch.maximum(p, g), lambda p,g: torch.maximum(g, p), lambda p,g: torch.minimum(p, g), lambda p,g: p.sign(), lambda p,g: 2/p, lambda p,g: 1-abs(p), lambda p,g: torch.rsub(p, g, alpha=2)])
 def test_nan_and_signs_go_through_a_kernel_as_through_torch(f):
     def piece(p, **kwargs): p.copy_(f(p, p.grad))
     p = param(math.nan, 1., -2., 0., math.inf)
