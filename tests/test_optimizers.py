@@ -193,3 +193,15 @@ def test_schedulers_of_torch(k):
             w.step(), sched.step()
         return torch.cat(ps).detach()
     close(scheduled(True), scheduled(False), eps=1e-4)
+
+@pytest.mark.parametrize('f', [partial(SGD, mom=0.9), partial(OptimWrapper, opt=torch.optim.SGD, momentum=0.9)])
+def test_a_state_saved_before_the_first_step_has_no_averages_left(f):
+    p,q = param(1.),param(1.)
+    sd,opt = f([p], lr=0.1).state_dict(),f([q], lr=0.1)
+    for _ in range(2):
+        q.grad = torch.ones(1)
+        opt.step()
+    opt.load_state_dict(sd)
+    assert not dict(opt.state[q])
+    opt.step()
+    close(q.item(), 1-0.1-0.19-0.1)
