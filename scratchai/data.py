@@ -7,7 +7,7 @@ __all__ = ['imagenet_stats', 'cifar_stats', 'mnist_stats', 'ToFloat', 'Normalize
            'image_extensions', 'get_files', 'get_image_files', 'FileGetter', 'ImageGetter', 'open_image',
            'parent_label', 'RegexLabeller', 'FolderLabeller', 'GrandparentSplitter', 'RandomSplitter', 'PackedPaths',
            'printable', 'Dataset', 'URLs', 'untar_data', 'download_url', 'collate', 'ProcessPoolExecutor',
-           'LoaderError', 'ItemError', 'DataLoader', 'BadFile', 'verify_images', 'Cache', 'Cached', 'CachedDataset']
+           'LoaderError', 'ItemError', 'DataLoader', 'Cache', 'Cached', 'CachedDataset']
 
 # %% ../nbs/03_data.ipynb #0eee229e
 import torch
@@ -21,12 +21,12 @@ from .download import *
 from .loader import *
 from .cache import *
 
-# %% ../nbs/03_data.ipynb #a22c0f7f
+# %% ../nbs/03_data.ipynb #c44f26e2
 # a star import of this chapter hands these on too
 _all_ = ['image_extensions', 'get_files', 'get_image_files', 'FileGetter', 'ImageGetter', 'open_image', 'parent_label',
     'RegexLabeller', 'FolderLabeller', 'GrandparentSplitter', 'RandomSplitter', 'PackedPaths', 'printable', 'Dataset',
     'URLs', 'untar_data', 'download_url', 'collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'DataLoader',
-    'BadFile', 'verify_images', 'Cache', 'Cached', 'CachedDataset']
+    'Cache', 'Cached', 'CachedDataset']
 
 # %% ../nbs/03_data.ipynb #e6fbfa04
 class ToFloat:

@@ -7,7 +7,6 @@ from PIL import Image
 from fastcore.all import L,Path
 from scratchai.collect import *
 from scratchai.files import get_image_files,open_image
-from scratchai.loader import verify_images
 
 def jpeg(size=(40,30), fmt='JPEG', **kwargs):
     Image.effect_noise(size, 60).convert('RGB').save(f := io.BytesIO(), fmt, **kwargs)

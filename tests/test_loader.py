@@ -10,8 +10,9 @@ from torch.nn.utils.rnn import PackedSequence,pack_sequence
 from torch.utils.data import ConcatDataset,DataLoader as TorchLoader,Subset,TensorDataset
 
 from conftest import children,gone,until
+from scratchai.collect import verify_images
 from scratchai.files import Dataset,get_image_files
-from scratchai.loader import DataLoader,ItemError,LoaderError,ProcessPoolExecutor,collate,verify_images
+from scratchai.loader import DataLoader,ItemError,LoaderError,ProcessPoolExecutor,collate
 
 linux = pytest.mark.skipif(sys.platform!='linux', reason='looks into /proc')
 contexts = [o for o in ('fork','forkserver','spawn') if o in mp.get_all_start_methods()]
