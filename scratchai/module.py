@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Parameter', 'check_parts', 'Module', 'Sequential', 'to_torch']
 
-# %% ../nbs/04_module.ipynb #ad419fc9
-from collections import OrderedDict,UserDict,deque,namedtuple
+# %% ../nbs/04_module.ipynb #5b084484
+from collections import OrderedDict,UserDict,UserList,deque,namedtuple
 from collections.abc import MutableMapping
 
 import torch
@@ -29,11 +29,11 @@ class Parameter(Tensor):
     def __deepcopy__(self, memo): return type(self)(self.detach().clone(), self.requires_grad)
     def __reduce_ex__(self, protocol): return type(self),(self.detach(), self.requires_grad)
 
-# %% ../nbs/04_module.ipynb #ebbee480
+# %% ../nbs/04_module.ipynb #62ffd548
 def _leaves(k, v):
     "The name and value of `v`; for lists and dicts, of each thing in them, however deep"
     if isinstance(v, (dict,UserDict)): items = v.items()
-    elif isinstance(v, (list,tuple,L,deque)): items = enumerate(v)
+    elif isinstance(v, (list,tuple,L,UserList,deque)): items = enumerate(v)
     elif isinstance(v, (set,frozenset)) and any(isinstance(o, Tensor) or hasattr(o, 'parameters') for o in v):
         raise TypeError(f'`{k}` is a set of layers, which has no order to name them by; use a list.')
     else: return [(k,v)]

@@ -1,6 +1,6 @@
 "Chapter 04: what `Parameter`, `Module` and `Sequential` promise beyond the lesson"
 import copy,io,pickle
-from collections import OrderedDict,UserDict,deque
+from collections import OrderedDict,UserDict,UserList,deque
 
 import pytest,torch,torch.nn as nn
 from fastcore.all import L,store_attr
@@ -67,7 +67,7 @@ def test_order_of_init():
     assert names(Stored(Affine(2,2), 3))==['a.weight', 'a.bias']
 
 a = Affine(2, 2)
-@pytest.mark.parametrize('value,name', [([a], 'x.0'), ((a,), 'x.0'), (L(a), 'x.0'), (deque([a]), 'x.0'), (dict(k=a), 'x.k'), (OrderedDict(k=a), 'x.k'),
+@pytest.mark.parametrize('value,name', [([a], 'x.0'), ((a,), 'x.0'), (L(a), 'x.0'), (deque([a]), 'x.0'), (UserList([a]), 'x.0'), (dict(k=a), 'x.k'), (OrderedDict(k=a), 'x.k'),
     (UserDict(k=a), 'x.k'), ([[a, torch.relu]], 'x.0.0'), ([3, {'k': (None, [a])}], 'x.1.k.1.0')])
 def test_containers(value, name):
     m = Module()
