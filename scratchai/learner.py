@@ -22,18 +22,16 @@ from .losses import cross_entropy,mse
 from .optimizer import Adam,SGD
 from .optimizers import * # how an optimizer is saved
 
-# %% ../nbs/08_learner.ipynb #12b36f8f
+# %% ../nbs/08_learner.ipynb #aca9ff09
 class RegModel(Module):
     "`a*x + b`"
     def __init__(self): self.a,self.b = Parameter(torch.randn(1)),Parameter(torch.randn(1))
     def forward(self, x): return x*self.a + self.b
 
 def synth_dls(
-    a:float=2., # Slope
-    b:float=3., # Intercept
+    a:float=2., b:float=3., # Slope and intercept
     bs:int=16, # Points in a batch
-    n_trn:int=10, # Batches to train on
-    n_val:int=2, # Batches to validate on
+    n_trn:int=10, n_val:int=2, # Batches to train on, and to validate on
 )->DataLoaders: # On the CPU: lists of pairs `(x, y)`, each `(bs, 1)`
     "Points near the line `a*x + b`"
     def _batch(x): return x,a*x + b + 0.1*torch.randn(bs, 1)
@@ -46,21 +44,21 @@ event = NS(**{o:o for o in '''after_create before_fit before_epoch before_train 
     after_batch after_cancel_train after_train before_validate after_cancel_validate after_validate after_cancel_epoch
     after_epoch after_cancel_fit after_fit cleanup_fit'''.split()})
 
-# %% ../nbs/08_learner.ipynb #45024ba2
-class CancelFitException(Exception): "Skip the rest of the fit; next come `after_cancel_fit` and `after_fit`"
-class CancelEpochException(Exception): "Skip the rest of the epoch; next come `after_cancel_epoch` and `after_epoch`"
-class CancelTrainException(Exception): "Skip the rest of the training; next: `after_cancel_train`, `after_train`"
+# %% ../nbs/08_learner.ipynb #9319bc63
+class CancelFitException(Exception): "Skip the rest of the fit"
+class CancelEpochException(Exception): "Skip the rest of the epoch"
+class CancelTrainException(Exception): "Skip the rest of the training"
 
-# %% ../nbs/08_learner.ipynb #8cf5e7de
-class CancelValidException(Exception): "Skip the rest; next: `after_cancel_validate`, `after_validate`"
-class CancelBatchException(Exception): "Skip the rest of the batch; next come `after_cancel_batch` and `after_batch`"
-class CancelBackwardException(Exception): "Skip the backward pass; next: `after_cancel_backward`, `after_backward`"
+# %% ../nbs/08_learner.ipynb #7c7c972d
+class CancelValidException(Exception): "Skip the rest of the validation"
+class CancelBatchException(Exception): "Skip the rest of the batch"
+class CancelBackwardException(Exception): "Skip the backward pass"
 
-# %% ../nbs/08_learner.ipynb #8c378ac2
-class CancelStepException(Exception): "Skip the optimizer's step; next come `after_cancel_step` and `after_step`"
+# %% ../nbs/08_learner.ipynb #b5e143df
+class CancelStepException(Exception): "Skip the optimizer's step"
 
-_cancels = dict(fit=CancelFitException, epoch=CancelEpochException, train=CancelTrainException,
-    validate=CancelValidException, batch=CancelBatchException, backward=CancelBackwardException, step=CancelStepException)
+_cancels = dict(fit=CancelFitException, epoch=CancelEpochException, validate=CancelValidException,
+    train=CancelTrainException, batch=CancelBatchException, backward=CancelBackwardException, step=CancelStepException)
 
 # %% ../nbs/08_learner.ipynb #faaebc6c
 def _event_name(cls, k):
@@ -70,17 +68,14 @@ def _event_name(cls, k):
         raise AttributeError(f'`{cls.__name__}.{k}` would never run: no event has this name; see `list(event)`.')
     return new
 
-# %% ../nbs/08_learner.ipynb #190e55a2
-_inner = set('before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step '
-    'after_cancel_step after_step after_cancel_batch after_batch'.split())
+# %% ../nbs/08_learner.ipynb #1729510b
+_inner = {o for o in event if o.endswith(('batch','pred','loss','backward','step'))}
 
 class Callback(GetAttr):
     "Methods named like events, for a learner to call; what it has not, its learner is asked for"
     _default,learn,run,run_train,run_valid = 'learn',None,True,True,True
     order,run_before,run_after,toward_end = 0,(),(),False
-    def __init__(self,
-        **kwargs, # Functions of the callback by event, `Callback(after_epoch=f)`
-    ):
+    def __init__(self, **kwargs): # Functions of the callback by event: `Callback(after_epoch=f)`
         for k,f in kwargs.items(): setattr(self, _event_name(type(self), k), partial(f, self))
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -103,19 +98,18 @@ class Callback(GetAttr):
 
 for o in event: setattr(Callback, o, noop)
 
-# %% ../nbs/08_learner.ipynb #9206999b
-def _precedes(a, b):
-    "Did `a` or `b` ask that `a` run first?"
-    def _is(cb, kind): return cb.__class__.__name__==kind if isinstance(kind, str) else isinstance(cb, kind)
-    return a is not b and any(_is(b, k) for k in L(a.run_before)) or any(_is(a, k) for k in L(b.run_after))
+# %% ../nbs/08_learner.ipynb #8a1d3c8e
+def _is_one(cb, kinds):
+    "Is `cb` of one of these classes, which may be given by name?"
+    return any(type(cb).__name__==k if isinstance(k, str) else isinstance(cb, k) for k in L(kinds))
 
-def sort_by_run(
-    cbs, # Callbacks
+def sort_by_run(cbs, # Callbacks
 )->L: # The same, in the order in which they run
     "By `order`, those with `toward_end` last; then as `run_before` and `run_after` ask"
     todo,res = sorted(cbs, key=lambda o: (o.toward_end, o.order)),L()
+    def _waits(cb): return any(_is_one(cb, o.run_before) or _is_one(o, cb.run_after) for o in todo if o is not cb)
     while todo:
-        cb = first(o for o in todo if not any(p is not o and _precedes(p, o) for p in todo))
+        cb = first(o for o in todo if not _waits(o))
         if cb is None: raise ValueError(f"These callbacks wait for each other: {', '.join(map(str, todo))}.")
         todo.remove(cb)
         res.append(cb)
@@ -163,15 +157,13 @@ class Caller:
             if cb.name==k: return cb
         raise AttributeError(f'`{type(self).__name__}` has no attribute `{k}`, nor a callback of this name.')
 
-# %% ../nbs/08_learner.ipynb #472277b3
-def trainable_params(
-    m, # A model, ours or a `torch.nn.Module`
+# %% ../nbs/08_learner.ipynb #94e69079
+def trainable_params(m, # A model, ours or a `torch.nn.Module`
 )->L: # Its parameters that want a gradient
     "The plain splitter: every trainable parameter, in one group"
     return L(o for o in m.parameters() if o.requires_grad)
 
-def norm_bias_params(
-    m, # A model, ours or a `torch.nn.Module`
+def norm_bias_params(m, # A model, ours or a `torch.nn.Module`
 )->tuple: # Parameters of its normalization layers, and all other biases
     "The parameters that weight decay leaves out"
     norm = L(p for o in m.modules() if 'Norm' in type(o).__name__ for p in o.parameters(False))
@@ -183,7 +175,7 @@ _idle = dict(dl=None, xb=(), yb=(), pred=None, loss=None, loss_grad=None, traini
 _start = dict(n_epoch=1, n_iter=0, epoch=0, iter=0, train_iter=0, pct_train=0., fitting=False, final_record=None,
     start_epoch=0, resume=False)
 
-# %% ../nbs/08_learner.ipynb #a64d4107
+# %% ../nbs/08_learner.ipynb #e7f73152
 class Learner(Caller):
     "A model, its data and a loss, and the loop that trains the one on the other"
     default_callbacks = L()
@@ -247,7 +239,7 @@ class Learner(Caller):
                     stack.callback(self.__dict__.update, _idle)
                     for cb in reversed(self.cbs): stack.callback(cb, 'cleanup_fit')
     def _epochs(self):
-        if self.resume: raise ValueError('`resume=True` needs a `CheckpointCallback`, which says where checkpoints are.')
+        if self.resume: raise ValueError('`resume=True` needs a `CheckpointCallback`: it knows where checkpoints are.')
         for self.epoch in range(self.start_epoch, self.n_epoch): self._part('epoch', self._epoch)
     def _epoch(self):
         self._pass('train', self.dls.train)
@@ -259,10 +251,7 @@ class Learner(Caller):
         "Train on all batches of `self.dl`, or validate on them"
         self.n_iter,device = len(self.dl),getattr(first(self.model.parameters()), 'device', 'cpu')
         for i,b in enumerate(self.dl, getattr(self.dl, 'start', 0)): self.one_batch(i, to_device(b, device))
-    def one_batch(self,
-        i:int, # Its number in the epoch
-        b, # A batch on the model's device: a tuple of inputs and targets
-    ):
+    def one_batch(self, i:int, b): # Its number in the epoch; a batch on the model's device, inputs and targets
         "Train on a batch, or validate on it"
         self.iter,self.pred,self.loss,self.loss_grad = i,None,None,None
         b = tuple(b) if is_listy(b) else (b,)
@@ -303,12 +292,13 @@ class Learner(Caller):
     x = property(lambda self: detuplify(self.xb), doc="The input, or a tuple of several")
     y = property(lambda self: detuplify(self.yb), doc="The target, or a tuple of several")
 
-# %% ../nbs/08_learner.ipynb #39adba9d
+# %% ../nbs/08_learner.ipynb #9344513a
 class TrainEvalCallback(Callback):
     "Brings the model to its device and into training or evaluation mode, and counts"
     order,run_valid,modes = -10,False,()
     def before_fit(self):
-        self.modes,device = [(o, o.training) for o in self.model.modules()],getattr(self.dls, 'device', None)
+        self.modes = [] if self.fitting else [(o, o.training) for o in self.model.modules()]
+        device = getattr(self.dls, 'device', None)
         for o in (self.model, self.loss_func): o.to(device) if device is not None and hasattr(o, 'to') else None
     def before_train(self):
         self.learn.pct_train = self.epoch/self.n_epoch
@@ -319,22 +309,18 @@ class TrainEvalCallback(Callback):
         learn.train_iter += 1
         learn.pct_train = (learn.epoch + (learn.iter+1)/learn.n_iter)/learn.n_epoch
     def cleanup_fit(self):
-        for m,mode in () if self.fitting else self.modes: m.training = mode
+        for m,mode in self.modes: m.training = mode
         self.modes = ()
 
 Learner.default_callbacks = L(TrainEvalCallback)
 
-# %% ../nbs/08_learner.ipynb #85084af5
+# %% ../nbs/08_learner.ipynb #5778396e
 @delegates(Learner)
 def synth_learner(
-    n_trn:int=10, # Batches to train on
-    n_val:int=2, # Batches to validate on
+    n_trn:int=10, n_val:int=2, # Batches to train on, and to validate on
     lr:float=1e-3, # Learning rate
-    a:float=2., # Slope
-    b:float=3., # Intercept
-    bs:int=16, # Points in a batch
-    data=None, # Other data
-    model=None, # Another model
+    a:float=2., b:float=3., bs:int=16, # Slope and intercept, points in a batch
+    data=None, model=None, # Others than these
     **kwargs
 )->Learner: # Trained by `SGD` with momentum 0.9 on the mean squared error
     "A learner that fits `a*x + b` in milliseconds"

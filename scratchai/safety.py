@@ -55,7 +55,7 @@ class WhereCallback(Callback):
         batch = f', batch {self.learn.iter+1} of {self.n_iter}' if 'batch' in parts else ''
         return [f'in {half}epoch {self.learn.epoch}{batch}']
 
-# %% ../nbs/35_safety.ipynb #c883ea31
+# %% ../nbs/35_safety.ipynb #bc4ec0de
 class CheckCallback(Callback):
     "Warns of what would train nothing: unknown parameters, no batches, no targets; refuses a loss without a graph"
     order = 90
@@ -70,8 +70,7 @@ class CheckCallback(Callback):
         if not len(self.dl): warnings.warn(f'The {name} set has no batches, so there is no loss and no metric.')
     before_validate = before_train
     def before_backward(self):
-        if not self.learn.loss_grad.requires_grad: raise RuntimeError('The loss depends on no parameter that is trained: '
-            'are all of them frozen (`learn.unfreeze()`), or did something detach it?')
+        if not self.learn.loss_grad.requires_grad: raise RuntimeError('The loss depends on no parameter that is '
+            'trained: are all of them frozen (`learn.unfreeze()`), or did something detach it?')
     def after_batch(self):
-        learn = self.learn
-        if learn.training and not learn.yb: warnings.warn('Nothing is trained on a batch without targets: give `(x, y)`.')
+        if not self.learn.yb and self.training: warnings.warn('Nothing is trained without targets: give `(x, y)`.')
