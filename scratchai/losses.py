@@ -92,7 +92,7 @@ def accuracy(
     if best.shape!=has: raise ValueError(f"Predictions {*pred.shape,} take targets {*best.shape,}, got {*has,}.")
     return (best==targ).float().mean()
 
-# %% ../nbs/06_losses.ipynb #5e8072da
+# %% ../nbs/06_losses.ipynb #c8f25f2f
 class BaseLoss:
     "A loss that flattens what it is given, and knows what predictions mean"
     def __init__(self,
@@ -100,7 +100,7 @@ class BaseLoss:
         axis:int=-1, # The dimension of the classes
         flatten:bool=True, # `False`: hand predictions and targets on as they are
         floatify:bool=False, # Targets to floating numbers?
-        is_2d:bool=True, # Does a target stand for a row along `axis`, or for a single number?
+        is_2d:bool=True, # `True`: a target stands for a row along `axis`; `False`: for a single number
         reduction:str='mean', # 'mean', 'sum' or 'none'
         **kwargs # Passed on to `func`
     ):
