@@ -24,7 +24,8 @@ from .types import *
 from .loader import _seed
 from .types import _checked,_class_of,_packed,_pick,_retuple # splits, a class in words, lists, items, tuples
 
-# %% ../nbs/11_transform.ipynb #6c2830aa
+# %% ../nbs/11_transform.ipynb #7ee914a6
+# what this module passes on
 _all_ = [retain_type,TensorBase,TensorImageBase,TensorImage,TensorImageBW,TensorMask,TensorPoint,TensorCategory,
     TensorMultiCategory,show_title,show_item,Category,MultiCategory,CategoryMap,PILBase,PILImage,PILImageBW,PILMask,
     image2tensor,Transform,ItemTransform,DisplayedTransform,ToTensor,IntToFloatTensor,TransformError,explode_types]
