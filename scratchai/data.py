@@ -28,22 +28,22 @@ _all_ = ['image_extensions', 'get_files', 'get_image_files', 'FileGetter', 'Imag
     'URLs', 'untar_data', 'download_url', 'collate', 'ProcessPoolExecutor', 'LoaderError', 'ItemError', 'DataLoader',
     'Cache', 'Cached', 'CachedDataset']
 
-# %% ../nbs/03_data.ipynb #e6fbfa04
+# %% ../nbs/03_data.ipynb #58bb00e0
 class ToFloat:
     "Bytes `(bs, h, w, c)` to `float32` `(bs, c, h, w)` from 0 to 1"
-    order = 10
+    order = 10 # where a `Pipeline` of chapter 11 sorts it
     def __call__(self, b:tuple, # A batch, whose first part is the pictures
     )->tuple: # The batch, its other parts as they were
         return b[0].permute(0,3,1,2).float().div_(255),*b[1:]
 
-# %% ../nbs/03_data.ipynb #0cafa6a9
+# %% ../nbs/03_data.ipynb #ae4c5d54
 imagenet_stats = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 cifar_stats = ([0.491, 0.482, 0.447], [0.247, 0.243, 0.261])
 mnist_stats = ([0.131], [0.308])
 
 class Normalize:
     "Subtract a mean and divide by a standard deviation, channel by channel"
-    order = 99 # where a `Pipeline` of chapter 11 sorts: after the others
+    order = 99 # after the others
     def __init__(self,
         mean=None, # One number for each channel; `None`: `setup` measures both
         std=None, # One number for each channel
@@ -138,7 +138,7 @@ def show_batch(self:DataLoader,
 def _show(self:DataLoader, o, ax, **kwargs):
     show_image(o[0], ax=ax, title=', '.join(printable(class_names.get(y, y)) for y in o[1:]), **kwargs)
 
-# %% ../nbs/03_data.ipynb #55beeccc
+# %% ../nbs/03_data.ipynb #17eb9fc9
 class DataLoaders:
     "A training loader, a validation loader, and what they share"
     def __init__(self,
@@ -176,7 +176,7 @@ class DataLoaders:
     bs = property(lambda self: ifnone(getattr(self.train, 'bs', None), getattr(self.train, 'batch_size', None)))
     after_batch = property(lambda self: self._ours[0].after_batch if self._ours else self._tfms)
     valid = property(lambda self: self[1] if len(self)>1 else stop(AttributeError(
-        'There is no loader to validate with: use `DataLoaders(train, valid)`, if only with `[]`.')))
+        'There is no loader to validate with: use `DataLoaders(train, valid)`, where the second may be `[]`.')))
     @property
     def c(self): return self._c or stop(AttributeError(
         'The number of classes is unknown: give `DataLoaders` a `vocab`, or a data set with one.'))
