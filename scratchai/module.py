@@ -47,10 +47,10 @@ def _role(m, k, v):
     if k not in m._buffers: return 'other'
     return 'unsaved' if k in m._non_persistent_buffers_set else 'buffer'
 
-# %% ../nbs/04_module.ipynb #727ead7c
+# %% ../nbs/04_module.ipynb #aebccbd9
 def _parts(m):
     "Name, value and role of what `m` holds, be it ours or `torch.nn`'s"
-    held = [o for k,v in [*vars(m).items()] if k[:2]!='__' for o in _leaves(k, v)] # `__`: hooks, and fastcore's notes
+    held = [o for k,v in [*vars(m).items()] if k[:2]!='__' for o in _leaves(k, v)] # `__`: hooks, `store_attr`'s notes
     if not isinstance(m, _Tree):
         for k,v in held:
             if isinstance(v, _Tree): raise TypeError(
