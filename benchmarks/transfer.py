@@ -30,7 +30,7 @@ def main():
     p.add_argument('--source', type=Path, help='to pretrain on, all of it')
     p.add_argument('--target', type=Path, help='to transfer to, few pictures of it')
     p.add_argument('--arch', default='xresnet18', help='a network of chapter 13')
-    p.add_argument('--n', type=int, nargs='+', default=[20,100], help='training pictures a class')
+    p.add_argument('--n', type=int, nargs='+', default=[20], help='training pictures a class')
     p.add_argument('--pretrain', type=int, default=10, help='epochs on the source')
     p.add_argument('--epochs', type=int, default=20, help='epochs on the target')
     p.add_argument('--seeds', type=int, default=3)
@@ -65,8 +65,8 @@ def main():
                 accs.append(quiet(vision_learner(target, arch, pretrained=pretrained, metrics=accuracy), go))
             row.append(f'{mean(accs):.1%} ({min(accs):.1%} to {max(accs):.1%})')
         rows.append(row)
-    report.write('Transfer', f'Accuracy of {a.arch} on {a.target.name} ({target.c} classes, {len(target.valid_ds)} pictures to validate on) after '
-        f'{a.epochs} epochs, with weights from {a.pretrain} epochs on {a.source.name} ({done:.1%} there), {a.size} pixels, batches of {a.bs}, '
-        f'highest rate {a.lr}; mean of {a.seeds} seeds, and the range.\n\n{report.table(rows)}')
+        report.write('Transfer', f'Accuracy of {a.arch} on {a.target.name} ({target.c} classes, {len(target.valid_ds)} pictures to validate on) after '
+            f'{a.epochs} epochs, with weights from {a.pretrain} epochs on {a.source.name} ({done:.1%} there), {a.size} pixels, batches of {a.bs}, '
+            f'highest rate {a.lr}; mean of {a.seeds} seeds, and the range.\n\n{report.table(rows)}')
 
 if __name__=='__main__': main()
