@@ -48,7 +48,7 @@ def fastai(data, epochs, seed):
     return train(Learner(dls, xresnet18(n_out=dls.c), metrics=accuracy), epochs, 3e-3, Callback)
 
 def recipe(data, epochs, seed, small=6):
-    "Batches of 32; flips and boxes of 80 % and more of a picture, for `small` epochs at 48 pixels; label smoothing; decay 0.05"
+    "Batches of 32; flips and boxes of 80 % and more of a picture, at 48 pixels for the first six epochs and then at 64; label smoothing; decay 0.05"
     from scratchai.all import (Callback,CrossEntropyLossFlat,Flip,ImageDataLoaders,Learner,Normalize,RandomResizedCropGPU,accuracy,imagenet_stats,
         set_seed,xresnet18)
     class Crop(RandomResizedCropGPU):
@@ -101,7 +101,7 @@ def one(a, who, seed):
     return res
 
 def rows_of(res, base):
-    yield ['', 'accuracy, mean', 'each seed', 'training images/s', f'times {base}\'s', 'of the floor', 'seconds', 'processor seconds']
+    yield ['', 'accuracy, mean', 'each seed', 'training images/s', f'times that of {base}', 'of the floor', 'seconds', 'processor seconds']
     def ratio(v, o): return f"{median(x['rate']/y['rate'] for x,y in zip(v, res[o])):.2f}" if o in res else ''
     for who,v in res.items():
         accs = [o['acc'] for o in v if 'acc' in o]

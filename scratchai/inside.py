@@ -66,7 +66,7 @@ def hook_outputs(
     "Hooks that keep the outputs of modules"
     return Hooks(ms, lambda m,i,o: o, is_forward=not grad, **kwargs)
 
-def hook_output(m, grad:bool=False, **kwargs)->Hook: return hook_outputs([m], grad, **kwargs)[0] # The same for one module
+def hook_output(m, grad:bool=False, **kwargs)->Hook: return hook_outputs([m], grad, **kwargs)[0] # Of one module
 
 def leaf_modules(
     m, # A model, ours or a `torch.nn.Module`

@@ -41,8 +41,8 @@ def _why(e, pred, targ, weight=None, ignore_index=-100):
     c,want = pred.shape[min(1, pred.ndim-1)],(*pred.shape[:pred.ndim>1], *pred.shape[2:])
     if weight is not None and (weight.shape,weight.dtype)!=((c,),pred.dtype): return ValueError(f"`weight` must be "
         f"{pred.dtype} and ({c},), a number a class, got {weight.dtype} and {*weight.shape,}.")
-    if targ.is_floating_point(): return e if targ.shape==pred.shape else TypeError(f"`targ` is {targ.dtype} "
-        f"{*targ.shape,}: class indices are whole, and probabilities have the shape of the predictions, {*pred.shape,}.")
+    if targ.is_floating_point(): return e if targ.shape==pred.shape else TypeError(f"`targ` is {targ.dtype} {*targ.shape,}: "
+        f"class indices are whole, and probabilities have the shape of the predictions, {*pred.shape,}.")
     if targ.shape!=want: return ValueError(f"Predictions {*pred.shape,} take {want}, got {*targ.shape,}.")
     if targ.dtype!=torch.int64: return TypeError(f"`targ` is {targ.dtype}; take `targ.long()`.")
     for i in ((targ!=ignore_index) & ((targ<0) | (targ>=c))).nonzero()[:1].tolist(): return IndexError(f"`targ{i}` is "

@@ -54,8 +54,8 @@ def _parts(m):
     if not isinstance(m, _Tree):
         for k,v in held:
             if isinstance(v, _Tree): raise TypeError(
-                f'`{k}` of {type(m).__name__}, a `torch.nn` module, is a module of scratchai, whose weights it does not '
-                f'see. Derive {type(m).__name__} from `Module`, or use a layer of `torch.nn` there.')
+                f'`{k}` of {type(m).__name__}, a `torch.nn` module, is a module of scratchai, whose weights it does '
+                f'not see. Derive {type(m).__name__} from `Module`, or use a layer of `torch.nn` there.')
         held = [*m._parameters.items(), *m._buffers.items(), *m._modules.items()]
     return [(k, v, _role(m, k, v)) for k,v in held]
 

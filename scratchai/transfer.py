@@ -165,8 +165,8 @@ def _network(arch, pretrained):
     name,k = getattr(arch, '__name__', arch),first(k for k in kw if k in inspect.signature(arch).parameters)
     try:
         if k: return arch(**{k:kw[k]})
-    except URLError as e: raise ConnectionError(f'{name} could not download its weights: {e.reason}. If you have them in '
-        'a file, give its path as `pretrained`.') from None
+    except URLError as e: raise ConnectionError(f'{name} could not download its weights: {e.reason}. If you have them '
+        'in a file, give its path as `pretrained`.') from None
     raise ValueError(f'{name} has no pretrained weights, only {", ".join(pretrained_weights)}: give a file of weights.')
 
 def _load_body(model, body, file):
