@@ -159,7 +159,8 @@ def add_tfms(self:DataLoaders, tfms, event:str, # Transforms; 'after_item', 'bef
     def pick(o): return getattr(self, o) if isinstance(o, str) else self[o]
     for dl in [o for o in self if o!=[]] if loaders is None else L(loaders).map(pick):
         if event=='after_batch': dl.after_batch = Pipeline(dl.after_batch) # of its own
-        elif isinstance(dl.ds, CachedTransforms): raise ValueError('What is cached has had its transforms already.')
+        elif isinstance(dl.ds, CachedTransforms): raise ValueError(
+            'A cache keeps items after their transforms: give these as `item_tfms`, when the loaders are made.')
         getattr(dl, event).add(tfms)
         dl.close() # its workers have the old ones
 

@@ -112,7 +112,7 @@ class RegexLabeller:
         match:bool=False, # Must it begin where the path begins?
     ):
         re.compile(pat) # a wrong one is an error here
-        store_attr() # `self.pat,self.match = pat,match`
+        store_attr() # of fastcore: `self.pat,self.match = pat,match`
     def __call__(self, o):
         res = (re.match if self.match else re.search)(self.pat, Path(o).as_posix())
         if not res: raise ValueError(f'The pattern {self.pat!r} finds no label in {o}.')

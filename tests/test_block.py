@@ -314,7 +314,7 @@ def test_further_transforms_of_other_loaders(fns):
     with pytest.raises(AttributeError, match='after_item'): hand.add_tfms(noop, 'after_item')
     with pytest.raises(AttributeError, match='after_batch'): DataLoaders(torch.utils.data.DataLoader([1.])).add_tfms(noop, 'after_batch')
     cached = block(item_tfms=Resize(16, method='squish')).dataloaders(fns, bs=2, cache='memory', **kw)
-    with pytest.raises(ValueError, match='What is cached has had its transforms already'): cached.add_tfms(plus(1, 6), 'after_item')
+    with pytest.raises(ValueError, match='A cache keeps items after their transforms: give these as `item_tfms`'): cached.add_tfms(plus(1, 6), 'after_item')
     cached.add_tfms(plus(1, 50), 'after_batch')
     assert cached.one_batch()[0].min()>=1
 
